@@ -1,0 +1,11 @@
+// Package pid1 is the guest's init: it mounts the kernel's file systems, moves
+// the root so that containers can pivot, starts the agent, reaps every orphan
+// and powers the machine off when the agent ends.
+//
+// It trusts the kernel and the initrd. It parses nothing from outside, opens
+// no block device and takes no decision but one: when the agent ends without
+// having given a verdict, init gives it.
+//
+// Not promised: that data reaches the disk when the agent dies. A child syncs
+// for at most syncLimit; the journal does the rest.
+package pid1
