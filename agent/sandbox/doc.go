@@ -1,0 +1,9 @@
+// Package sandbox runs the agent's short-lived children: the contract child
+// and the signer. The parent side (Spawn) gives a child empty namespaces, no
+// user, a cgroup with a memory limit, a time limit and only the files it
+// names; the child side (Confine) takes away what is left by a seccomp
+// allow-list before the child reads its first byte.
+//
+// It trusts its caller and the kernel. It does not promise that a child's
+// output is honest: the reader checks it.
+package sandbox
