@@ -50,10 +50,11 @@ func Spawn(ctx context.Context, c Child) ([]byte, error) {
 	cmd.Env = []string{"GOMEMLIMIT=" + strconv.FormatInt(c.Memory/8*7, 10), "GOTRACEBACK=none", "GOMAXPROCS=1"}
 	cmd.Stdin = bytes.NewReader(c.Stdin)
 	cmd.ExtraFiles = c.Files
+	// No Pdeathsig: it fires when the forking thread ends, not the process,
+	// and threads that a network namespace was bound to do end.
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
 		Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
-		Pdeathsig:   unix.SIGKILL,
 		UseCgroupFD: true,
 		CgroupFD:    int(group.dir.Fd()),
 	}

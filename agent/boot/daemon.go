@@ -1,0 +1,92 @@
+package boot
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os/exec"
+	"syscall"
+	"time"
+)
+
+// daemon keeps one child process alive until its context ends: a child that
+// dies is started again after a pause that doubles with each quick death.
+type daemon struct {
+	path  string
+	log   *slog.Logger
+	ended func(err error) // told of each unexpected end; may be nil
+}
+
+const (
+	firstPause = 50 * time.Millisecond
+	maxPause   = 5 * time.Second
+	stopGrace  = 5 * time.Second
+)
+
+// start runs the loop in the background and returns a function that stops the
+// child (SIGTERM, then SIGKILL after a grace period) and waits for its end.
+func (d *daemon) start(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.loop(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+func (d *daemon) loop(ctx context.Context) {
+	pause := firstPause
+	for ctx.Err() == nil {
+		begin := time.Now()
+		err := d.once(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("it ended by itself")
+		}
+		if d.ended != nil {
+			d.ended(err)
+		}
+		if time.Since(begin) > time.Minute {
+			pause = firstPause
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+func (d *daemon) once(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, d.path)
+	cmd.Args = []string{d.path}
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/bin:/sbin", "GOMEMLIMIT=128MiB", "GOTRACEBACK=none"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = stopGrace
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	cmd.Stdout = io.Discard
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() { // a line beyond the scanner's limit ends the reading, not the child
+		d.log.Info("daemon output", "line", lines.Text())
+	}
+	if _, err := io.Copy(io.Discard, out); err != nil && !errors.Is(err, context.Canceled) {
+		d.log.Debug("daemon output ended", "error", err)
+	}
+	return cmd.Wait()
+}
