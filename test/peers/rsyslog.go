@@ -1,0 +1,200 @@
+package peers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Rsyslog is Debian's rsyslogd, a child of this process, that takes RFC 5424
+// messages over mutual TLS on the loopback (gtls driver, mode 1, any client
+// certificate of its authority) and keeps each as it came.
+type Rsyslog struct {
+	port  int
+	lines string // the file of raw messages
+	errs  *bytes.Buffer
+	cmd   *exec.Cmd
+	ended chan struct{} // closed once the child is reaped
+}
+
+// StartRsyslog starts rsyslogd with its files in dir. Its certificate and its
+// clients' come from ca. It returns once the port takes connections.
+func StartRsyslog(ctx context.Context, dir string, ca *CA) (*Rsyslog, error) {
+	daemon, err := tool("rsyslogd", "rsyslog")
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("the folder of rsyslogd: %w", err)
+	}
+	id, err := ca.Server("log host", GuestHost, Loopback)
+	if err != nil {
+		return nil, err
+	}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	conf := fmt.Sprintf(rsyslogConf, dir, in("ca.pem"), in("cert.pem"), in("key.pem"), Loopback, in("port"), in("messages"))
+	for name, data := range map[string][]byte{"ca.pem": ca.PEM, "cert.pem": id.Cert, "key.pem": id.Key, "rsyslog.conf": []byte(conf)} {
+		if err := os.WriteFile(in(name), data, 0o600); err != nil {
+			return nil, fmt.Errorf("prepare rsyslogd: %w", err)
+		}
+	}
+	if err := os.Remove(in("port")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("prepare rsyslogd: %w", err)
+	}
+	r := &Rsyslog{lines: in("messages"), errs: new(bytes.Buffer), ended: make(chan struct{})}
+	r.cmd = exec.Command(daemon, "-n", "-f", in("rsyslog.conf"), "-i", in("pid"))
+	r.cmd.Stderr = r.errs
+	// A test that is killed must not leave a daemon behind.
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := r.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start rsyslogd: %w", err)
+	}
+	go func() {
+		// The status says only how it was stopped; an early end shows by
+		// the channel, with its words in errs.
+		_ = r.cmd.Wait()
+		close(r.ended)
+	}()
+	if err := r.ready(ctx, in("port")); err != nil {
+		return nil, errors.Join(err, r.Stop())
+	}
+	return r, nil
+}
+
+// rsyslogConf has the folder, the authority, certificate and key, the address,
+// the file that rsyslogd writes its port to, and the file of messages.
+const rsyslogConf = `global(
+  workDirectory="%s"
+  defaultNetstreamDriver="gtls"
+  defaultNetstreamDriverCAFile="%s"
+  defaultNetstreamDriverCertFile="%s"
+  defaultNetstreamDriverKeyFile="%s"
+  maxMessageSize="64k"
+)
+module(load="imtcp" streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="x509/certvalid")
+template(name="raw" type="string" string="%%rawmsg%%\n")
+ruleset(name="guests") { action(type="omfile" file="%[7]s" template="raw") }
+input(type="imtcp" address="%[5]s" port="0" listenPortFileName="%[6]s" ruleset="guests")
+`
+
+func (r *Rsyslog) ready(ctx context.Context, portFile string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		if text, err := os.ReadFile(portFile); err == nil {
+			port, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err == nil {
+				c, err := net.DialTimeout("tcp", net.JoinHostPort(Loopback, strconv.Itoa(port)), time.Second)
+				if err == nil {
+					r.port = port
+					return c.Close()
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("rsyslogd does not listen: %w", ctx.Err())
+		case <-r.ended:
+			return fmt.Errorf("rsyslogd ended at once (rsyslog-gnutls missing? run 'make deps'): %s", r.errs)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Port is the TCP port on the loopback.
+func (r *Rsyslog) Port() int { return r.port }
+
+// Messages are the messages so far, as they came, without their framing.
+func (r *Rsyslog) Messages() ([]string, error) {
+	text, err := os.ReadFile(r.lines)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the log host's messages: %w", err)
+	}
+	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n"), nil
+}
+
+// WaitFor returns the first message that match accepts; it waits for it until
+// ctx ends.
+func (r *Rsyslog) WaitFor(ctx context.Context, match func(string) bool) (string, error) {
+	for {
+		messages, err := r.Messages()
+		if err != nil {
+			return "", err
+		}
+		for _, m := range messages {
+			if match(m) {
+				return m, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("no such message among the log host's %d: %w", len(messages), ctx.Err())
+		case <-r.ended:
+			return "", fmt.Errorf("rsyslogd ended: %s", r.errs)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// Stop ends the daemon; a second call does nothing.
+func (r *Rsyslog) Stop() error {
+	select {
+	case <-r.ended:
+		return nil
+	default:
+	}
+	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop rsyslogd: %w", err)
+	}
+	select {
+	case <-r.ended:
+		return nil
+	case <-time.After(10 * time.Second):
+	}
+	if err := r.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill rsyslogd: %w", err)
+	}
+	<-r.ended
+	return nil
+}
+
+// ClosedPort is a port on the loopback where nothing listens.
+func ClosedPort() (int, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(Loopback, "0"))
+	if err != nil {
+		return 0, fmt.Errorf("find a free port: %w", err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		return 0, fmt.Errorf("find a free port: %w", err)
+	}
+	return port, nil
+}
+
+// tool finds a program of a Debian package, in the folders that root's PATH
+// has and a user's has not as well.
+func tool(name, pkg string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is missing: run 'make deps' (Debian package %s)", name, pkg)
+}
