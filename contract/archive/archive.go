@@ -53,20 +53,39 @@ func Unpack(b64 string) ([]File, error) {
 
 // UnpackGzip is Unpack without the base64.
 func UnpackGzip(packed []byte) ([]File, error) {
-	raw, err := gunzip(packed)
+	zr, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, hpl.Wrap(err, "HPL06006E", "", "the archive is not gzip: make it with tar -cz -C DIR . | base64 -w0")
+	}
+	in := newBounded(zr, len(packed))
+	files, err := readTar(in)
+	if in.err != nil { // whatever tar made of it, this was the cause
+		return nil, in.err
+	}
 	if err != nil {
 		return nil, err
 	}
+	// What follows the tar's end is read as well: the checksum is at the end.
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, hpl.New("HPL06007E", "", "the archive is empty: pack the folder that holds docker-compose.yaml")
+	}
+	return files, inFile(files)
+}
+
+func readTar(in io.Reader) ([]File, error) {
 	var (
 		files []File
 		seen  = map[string]bool{}
-		tr    = tar.NewReader(bytes.NewReader(raw))
-		count int
+		tr    = tar.NewReader(in)
+		total int
 	)
-	for ; ; count++ {
+	for count := 0; ; count++ {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			break
+			return files, nil
 		}
 		if err != nil {
 			return nil, hpl.Wrap(err, "HPL06007E", "", "the archive is not a whole tar file: pack it again")
@@ -81,36 +100,51 @@ func UnpackGzip(packed []byte) ([]File, error) {
 		if f == nil {
 			continue
 		}
-		if had := seen[f.Name]; had {
+		if seen[f.Name] {
 			return nil, hpl.New("HPL06007E", "", "the archive holds the same name twice: pack it again from a clean folder")
 		}
 		seen[f.Name] = true
+		if total += len(f.Data); total > MaxTotal {
+			return nil, tooBig()
+		}
 		files = append(files, *f)
 	}
-	if len(files) == 0 {
-		return nil, hpl.New("HPL06007E", "", "the archive is empty: pack the folder that holds docker-compose.yaml")
-	}
-	return files, inFile(files)
 }
 
-// gunzip expands within the bounds. Several gzip members in a row are one
-// stream, as gzip has it; garbage behind the last one is an error.
-func gunzip(packed []byte) ([]byte, error) {
-	zr, err := gzip.NewReader(bytes.NewReader(packed))
-	if err != nil {
-		return nil, hpl.Wrap(err, "HPL06006E", "", "the archive is not gzip: make it with tar -cz -C DIR . | base64 -w0")
-	}
+// bounded reads gzip data up to the limits and keeps its first own error, so
+// that a broken stream is not blamed on the tar inside.
+type bounded struct {
+	zr   io.Reader
+	left int64
+	err  error
+}
+
+func newBounded(zr io.Reader, packed int) *bounded {
 	// Tar headers and padding come on top of the files' own bytes.
-	limit := min(int64(MaxTotal+MaxEntries*1024+10240), max(int64(len(packed))*maxRatio, ratioFloor))
-	var out bytes.Buffer
-	n, err := io.Copy(&out, io.LimitReader(zr, limit+1))
-	if err != nil {
-		return nil, hpl.Wrap(err, "HPL06006E", "", "the gzip data is damaged or cut off: pack the archive again")
+	return &bounded{zr: zr, left: min(MaxTotal+MaxEntries*1536, max(int64(packed)*maxRatio, ratioFloor))}
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
 	}
-	if n > limit {
-		return nil, hpl.New("HPL06006E", "", "the archive expands to more than 64 MiB or 100 times its size: put large data into an image or a volume")
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
 	}
-	return out.Bytes(), nil
+	n, err := b.zr.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		b.err = tooBig()
+	} else if err != nil && !errors.Is(err, io.EOF) {
+		b.err = hpl.Wrap(err, "HPL06006E", "", "the gzip data is damaged or cut off: pack the archive again")
+	}
+	if b.err != nil {
+		return 0, b.err
+	}
+	return n, err
+}
+
+func tooBig() error {
+	return hpl.New("HPL06007E", "", "the archive expands to more than 64 MiB or 100 times its size: put large data into an image or a volume")
 }
 
 // entry turns one tar header into a File, or nil for the root and for headers
@@ -147,9 +181,9 @@ func entry(h *tar.Header, r io.Reader) (*File, error) {
 	if h.Mode&0o111 != 0 {
 		f.Mode = 0o755
 	}
-	// gunzip bounded the whole; a sparse header could still ask for more.
+	// The stream is bounded; a sparse header could still ask for more.
 	if h.Size > MaxTotal {
-		return nil, hpl.New("HPL06007E", "", "a file in the archive is larger than 64 MiB: put large data into an image or a volume")
+		return nil, tooBig()
 	}
 	for k := range h.PAXRecords {
 		if strings.HasPrefix(k, "GNU.sparse.") {

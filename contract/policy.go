@@ -1,0 +1,169 @@
+package contract
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+// Policy is what the image demands of every contract; it is measured with the
+// image.
+type Policy struct {
+	RequireEncryption       bool     `json:"requireEncryption"`
+	RequireSignature        bool     `json:"requireSignature"`
+	SigningKeys             [][]byte `json:"signingKeys,omitempty"`   // PEM public keys or certificates; given, one of them must have signed
+	StrictPassword          bool     `json:"strictPassword"`          // refuse tokens whose password openssl cut at LF or NUL
+	AcceptStrippedSignature bool     `json:"acceptStrippedSignature"` // signatures over newline-less plain sections
+	Privileged              bool     `json:"privileged"`              // privileged containers may run
+	LoggingRequired         bool     `json:"loggingRequired"`
+	KDF                     KDF      `json:"kdf"`
+	MinMemoryMiB            int      `json:"minMemoryMiB"`
+}
+
+// KDF is the cost of Argon2id for new volumes.
+type KDF struct {
+	MemoryKiB uint32 `json:"memoryKiB"`
+	Time      uint32 `json:"time"`
+	Parallel  uint32 `json:"parallel"`
+}
+
+// DefaultPolicy is an image's policy without a policy file.
+func DefaultPolicy(dev bool) Policy {
+	return Policy{
+		Privileged:      true,
+		LoggingRequired: !dev,
+		KDF:             KDF{MemoryKiB: 262144, Time: 4, Parallel: 2},
+		MinMemoryMiB:    512,
+	}
+}
+
+// ParsePolicy reads a policy file over the defaults. Unknown keys are
+// refused. Its errors name key and line: the file is the builder's own.
+func ParsePolicy(text []byte, dev bool) (Policy, error) {
+	p := DefaultPolicy(dev)
+	n, yerr := parseYAML("policy", text)
+	if yerr != nil {
+		return p, fmt.Errorf("policy, line %d: %w", yerr.line, yerr)
+	}
+	if n == nil {
+		return p, nil
+	}
+	if n.kind != mapNode {
+		return p, errors.New("policy: must be a mapping of keys and values")
+	}
+	for i, k := range n.keys {
+		if err := p.set(k.text, n.vals[i]); err != nil {
+			return p, fmt.Errorf("policy, line %d: %s: %w", k.line, k.text, err)
+		}
+	}
+	return p, nil
+}
+
+func (p *Policy) set(key string, v *node) error {
+	switch key {
+	case "requireEncryption":
+		return setBool(&p.RequireEncryption, v)
+	case "requireSignature":
+		return setBool(&p.RequireSignature, v)
+	case "strictPassword":
+		return setBool(&p.StrictPassword, v)
+	case "acceptStrippedSignature":
+		return setBool(&p.AcceptStrippedSignature, v)
+	case "privileged":
+		return setBool(&p.Privileged, v)
+	case "logging":
+		if !v.isString() || v.text != "required" && v.text != "optional" {
+			return errors.New(`must be "required" or "optional"`)
+		}
+		p.LoggingRequired = v.text == "required"
+		return nil
+	case "signingKeys":
+		return p.setSigningKeys(v)
+	case "kdf":
+		return p.KDF.set(v)
+	case "minMemoryMiB":
+		return setInt(&p.MinMemoryMiB, v, 1, 1<<24)
+	default:
+		return errors.New("unknown key")
+	}
+}
+
+func (p *Policy) setSigningKeys(v *node) error {
+	// "any" stands for the default: whoever the contract names.
+	if v.isString() && v.text == "any" {
+		p.SigningKeys = nil
+		return nil
+	}
+	if v.kind != listNode || len(v.vals) == 0 {
+		return errors.New(`must be "any" or a list of PEM public keys or certificates`)
+	}
+	p.SigningKeys = nil
+	for _, k := range v.vals {
+		if !k.isString() {
+			return errors.New("each signing key is PEM text")
+		}
+		text, _, err := pemText(k.text)
+		if err != nil {
+			return err
+		}
+		key, _, err := rsaPublic(pemBlocks(text))
+		if err != nil {
+			return err
+		}
+		normal, err := publicPEM(key)
+		if err != nil {
+			return err
+		}
+		p.SigningKeys = append(p.SigningKeys, normal)
+	}
+	return nil
+}
+
+func (k *KDF) set(v *node) error {
+	if v.kind != mapNode {
+		return errors.New("must be a mapping of memoryKiB, time and parallel")
+	}
+	for i, key := range v.keys {
+		var (
+			n   int
+			err error
+		)
+		switch key.text {
+		case "memoryKiB":
+			err = setInt(&n, v.vals[i], 8192, 4<<20)
+			k.MemoryKiB = uint32(n)
+		case "time":
+			err = setInt(&n, v.vals[i], 1, 1000)
+			k.Time = uint32(n)
+		case "parallel":
+			err = setInt(&n, v.vals[i], 1, 4)
+			k.Parallel = uint32(n)
+		default:
+			err = errors.New("unknown key")
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", key.text, err)
+		}
+	}
+	return nil
+}
+
+func setBool(to *bool, v *node) error {
+	if v.kind != scalarNode || v.tag != "!!bool" {
+		return errors.New("must be true or false")
+	}
+	*to = v.text == "true" || v.text == "True" || v.text == "TRUE"
+	return nil
+}
+
+func setInt(to *int, v *node, low, high int) error {
+	if v.kind != scalarNode || v.tag != "!!int" {
+		return errors.New("must be a whole number")
+	}
+	n, err := strconv.Atoi(v.text)
+	if err != nil || n < low || n > high {
+		return fmt.Errorf("must be a whole number from %d to %d", low, high)
+	}
+	*to = n
+	return nil
+}
