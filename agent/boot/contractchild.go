@@ -1,0 +1,146 @@
+package boot
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"time"
+
+	"hpcr/agent/hpl"
+	"hpcr/agent/sandbox"
+	"hpcr/agent/secret"
+	"hpcr/contract"
+)
+
+// Limits of the contract child.
+const (
+	contractMemory = 320 << 20
+	contractOutput = 96 << 20
+	contractLimit  = 60 * time.Second
+	maxKeyFile     = 64 << 10
+	maxKeys        = 16
+)
+
+// order is what the agent asks of the contract child, on its stdin.
+type order struct {
+	Policy contract.Policy `json:"policy"`
+	Now    time.Time       `json:"now"`
+	Keys   int             `json:"keys"`
+}
+
+// refusal is the child's answer when the contract does not hold (exit 1).
+type refusal struct {
+	Code   hpl.Code `json:"code"`
+	Path   string   `json:"path"`
+	Detail string   `json:"detail"`
+	Cause  string   `json:"cause"`
+}
+
+// openContract has the contract child decrypt and verify what cidata holds.
+// The keys go to the child as open files: they never pass through the agent.
+func openContract(ctx context.Context, cidata []byte, o order, keys []*os.File) (*contract.Verified, error) {
+	device, err := sandbox.SealedFile("cidata", cidata)
+	if err != nil {
+		return nil, err
+	}
+	defer device.Close()
+	o.Keys = len(keys)
+	in, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	out, err := sandbox.Spawn(ctx, sandbox.Child{
+		Path: "/bin/contract", Name: "contract", Stdin: in, Files: append([]*os.File{device}, keys...),
+		Memory: contractMemory, Output: contractOutput, Limit: contractLimit,
+	})
+	defer clear(out)
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.ExitCode() == 1:
+		return nil, readRefusal(out)
+	case err != nil:
+		return nil, hpl.Wrap(err, "HPL11001E", "", "the contract could not be processed within its limits of memory and time")
+	}
+	v, err := contract.Decode(bytes.NewReader(out))
+	if err != nil {
+		return nil, hpl.Wrap(err, "HPL11001E", "", "the contract could not be processed")
+	}
+	return v, nil
+}
+
+var (
+	refusalPath   = regexp.MustCompile(`^(/[A-Za-z0-9_.#-]{1,64}){0,32}$`)
+	refusalDetail = regexp.MustCompile(`^[ -~]{0,400}$`)
+)
+
+// readRefusal takes the child's word for the reason, as far as it is one: the
+// child has read hostile bytes.
+func readRefusal(out []byte) error {
+	var r refusal
+	d := json.NewDecoder(bytes.NewReader(out))
+	d.DisallowUnknownFields()
+	err := d.Decode(&r)
+	e, known := hpl.Lookup(r.Code)
+	if err != nil || !known || !e.Fatal || !refusalPath.MatchString(r.Path) || !refusalDetail.MatchString(r.Detail) {
+		return hpl.Wrap(err, "HPL11001E", "", "the contract was refused without a reason")
+	}
+	cause := errors.New("no further cause")
+	if r.Cause != "" {
+		cause = fmt.Errorf("%.500q", r.Cause)
+	}
+	return hpl.Wrap(cause, r.Code, r.Path, r.Detail)
+}
+
+// ContractMain is the contract applet: the order on stdin, cidata on
+// descriptor 3, keys from 4 on; the verified contract, or the refusal, to
+// stdout. It returns the process's exit status.
+func ContractMain() int {
+	if err := sandbox.Confine(); err != nil {
+		return 2
+	}
+	v, err := contractChild()
+	if err != nil {
+		e := hpl.From(err)
+		r := refusal{Code: e.Code, Path: e.Path, Detail: e.Detail}
+		if e.Err != nil {
+			r.Cause = e.Err.Error()
+		}
+		if json.NewEncoder(os.Stdout).Encode(r) != nil {
+			return 2
+		}
+		return 1
+	}
+	if v.Encode(os.Stdout) != nil {
+		return 2
+	}
+	return 0
+}
+
+func contractChild() (*contract.Verified, error) {
+	var o order
+	if err := json.NewDecoder(io.LimitReader(os.Stdin, 1<<20)).Decode(&o); err != nil {
+		return nil, fmt.Errorf("order: %w", err)
+	}
+	if o.Keys < 1 || o.Keys > maxKeys {
+		return nil, fmt.Errorf("order: %d keys", o.Keys)
+	}
+	keys := make([]*secret.Secret, o.Keys)
+	for i := range keys {
+		raw, err := io.ReadAll(io.LimitReader(os.NewFile(uintptr(4+i), "key"), maxKeyFile))
+		if err != nil {
+			return nil, fmt.Errorf("key: %w", err)
+		}
+		keys[i] = secret.New(raw)
+	}
+	cidata, err := io.ReadAll(os.NewFile(3, "cidata"))
+	if err != nil {
+		return nil, fmt.Errorf("cidata: %w", err)
+	}
+	return contract.Process(contract.Input{Cidata: cidata, Keys: keys, Policy: o.Policy, Now: o.Now})
+}

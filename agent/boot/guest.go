@@ -1,0 +1,104 @@
+package boot
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"hpcr/agent/attest"
+	"hpcr/agent/event"
+	"hpcr/agent/health"
+	"hpcr/agent/logship"
+	"hpcr/agent/workload"
+	"hpcr/contract"
+	"hpcr/disk"
+	"hpcr/network"
+)
+
+// Config is what the agent gives a boot.
+type Config struct {
+	Image     Image
+	Console   *Console
+	Hub       *event.Hub
+	Health    *health.State
+	Interlock func() error // refuses to go on outside Secure Execution
+	Dev       bool
+}
+
+// Guest is what a boot builds up, phase by phase. A field is written by one
+// phase and read by phases after it.
+type Guest struct {
+	Config
+	log     *slog.Logger
+	fatal   chan error // failures after ready
+	modules *modules
+	record  *attest.Record
+
+	cidata   []byte // whole device; dropped after the contract phase
+	policy   contract.Policy
+	verified *contract.Verified
+	plan     *contract.Plan // of verified
+
+	net     *network.Net
+	ship    *logship.Shipper
+	volumes []*disk.Volume
+	stop    func() // of the containerd daemon
+	work    *workload.Workload
+
+	mu         sync.Mutex
+	bootloader bool // HPCR's bootloader part is not over yet
+}
+
+// NewGuest prepares a boot.
+func NewGuest(c Config) *Guest {
+	return &Guest{
+		Config: c, log: c.Hub.Logger(), fatal: make(chan error, 1),
+		record: attest.NewRecord(c.Image.Version), bootloader: true,
+	}
+}
+
+// Fatal delivers a failure that ends the guest after it was ready.
+func (g *Guest) Fatal() <-chan error { return g.fatal }
+
+func (g *Guest) fail(err error) {
+	select {
+	case g.fatal <- err:
+	default: // one reason is enough
+	}
+}
+
+// InBootloader says whether the boot is still in the part that HPCR's
+// bootloader does.
+func (g *Guest) InBootloader() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.bootloader
+}
+
+// endBootloader marks the border, for init too.
+func (g *Guest) endBootloader(marker string) error {
+	g.mu.Lock()
+	g.bootloader = false
+	g.mu.Unlock()
+	g.Console.Message("HPL11099I", "", "")
+	return os.WriteFile(marker, nil, 0o600)
+}
+
+// note records an event for the owner.
+func (g *Guest) note(id event.ID, s event.Severity, text string, attrs ...slog.Attr) {
+	g.Hub.Emit(event.Event{ID: id, Severity: s, Text: text, Attrs: attrs})
+}
+
+// Drain gives the log a bounded time to deliver what it holds.
+func (g *Guest) Drain(limit time.Duration) {
+	if g.ship == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := g.ship.Drain(ctx); err != nil {
+		g.log.Warn("the log was not delivered in full", "error", err)
+	}
+}

@@ -1,0 +1,220 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hpcr/agent/attest"
+	"hpcr/agent/hpl"
+	"hpcr/agent/pid1"
+	"hpcr/agent/sandbox"
+	"hpcr/contract"
+	"hpcr/disk"
+	"hpcr/network"
+)
+
+// storeShare is how much of the memory containerd's store may fill when there
+// is no scratch disk.
+const storeShare = "size=60%,mode=0700"
+
+// mounts adds to init's table what only the agent needs, and speaks first.
+func (g *Guest) mounts(context.Context) error {
+	g.Console.Bootloader(fmt.Sprintf("HPL11 build:%s enabler:%s", g.Image.Version, g.Image.Kernel))
+	g.Console.Bootloader(time.Now().UTC().Format(time.UnixDate))
+	if m := machine(); m != "" {
+		g.Console.Bootloader(machineLabel + ": " + m)
+		g.record.Add(attest.Fact{Name: machineLabel, Text: m})
+	}
+	for _, dir := range []string{"/var/lib/containerd", "/var/lib/hpcr", "/data1", "/mnt"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("store", "/var/lib/containerd", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, storeShare); err != nil {
+		return fmt.Errorf("containerd's store: %w", err)
+	}
+	return sandbox.EnableControllers()
+}
+
+func (g *Guest) hardenKernel(context.Context) error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("dumpable: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("core limit: %w", err)
+	}
+	return applySysctls()
+}
+
+const machineLabel = "Machine Type/Plant/Serial"
+
+// machine reads the identity that the firmware gives an s390x guest, or "".
+func machine() string {
+	b, err := os.ReadFile("/proc/sysinfo")
+	if err != nil {
+		return ""
+	}
+	fields := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		k, v, ok := strings.Cut(line, ":")
+		if _, double := fields[k]; ok && !double {
+			fields[k] = strings.TrimSpace(v)
+		}
+	}
+	text := fields["Type"] + "/" + fields["Plant"] + "/" + strings.TrimLeft(fields["Sequence Code"], "0")
+	for _, r := range text { // the hypervisor fills part of it
+		if r < '!' || r > '~' {
+			return ""
+		}
+	}
+	if len(text) < 3 || len(text) > 64 {
+		return ""
+	}
+	return text
+}
+
+// checkMachine refuses a machine that this image must not run on.
+func (g *Guest) checkMachine(context.Context) error {
+	if err := g.Interlock(); err != nil {
+		return err
+	}
+	if err := readJSON(policyFile, &g.policy); err != nil {
+		return err
+	}
+	sum, err := fileSHA256(policyFile)
+	if err != nil {
+		return err
+	}
+	g.record.Add(attest.Fact{Name: "Flavour", Text: g.Image.Flavour}, attest.Fact{Name: "policy", SHA256: sum})
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return err
+	}
+	// The kernel keeps some for itself: allow 10 % less than the policy names.
+	have := uint64(info.Totalram) * uint64(info.Unit) >> 20
+	if need := uint64(g.policy.MinMemoryMiB); have < need-need/10 {
+		return hpl.New("HPL11003E", "", fmt.Sprintf("the image's policy asks for %d MiB, the guest has %d", need, have))
+	}
+	return nil
+}
+
+// loadBase loads what reading the contract and closing the network need.
+func (g *Guest) loadBase(context.Context) error {
+	var err error
+	if g.modules, err = loadModuleList(); err != nil {
+		return err
+	}
+	return g.modules.load("base")
+}
+
+func (g *Guest) closeNetwork(context.Context) error { return network.Firewall() }
+
+// awaitEntropy blocks until the kernel's generator is seeded.
+func (g *Guest) awaitEntropy(context.Context) error {
+	_, err := unix.Getrandom(make([]byte, 1), 0)
+	return err
+}
+
+// cidataWait is for the driver to find the disks, not for the host to attach one.
+const cidataWait = 5 * time.Second
+
+// readCidata reads the whole device once; nothing of it is read again.
+func (g *Guest) readCidata(ctx context.Context) error {
+	g.Console.Bootloader("decrypt user-data...")
+	const missing = "no disk carries the volume label cidata: attach one with user-data, as hpcrctl cidata makes it"
+	var device string
+	for end := time.Now().Add(cidataWait); ; {
+		var err error
+		device, err = disk.FindLabel("cidata")
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, disk.ErrNoLabel) {
+			return hpl.Wrap(err, "HPL11001E", "", "more than one disk carries the volume label cidata, or one cannot be read: attach exactly one")
+		}
+		if time.Now().After(end) {
+			return hpl.Wrap(err, "HPL11001E", "", missing)
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	b, err := disk.ReadDevice(device, maxCidata)
+	if err != nil {
+		return hpl.Wrap(err, "HPL11001E", "", "the cidata disk cannot be read, or is larger than 64 MiB")
+	}
+	g.cidata, g.cidataDevice = b, device
+	return nil
+}
+
+const maxCidata = 64 << 20
+
+func (g *Guest) verifyContract(ctx context.Context) error {
+	keys, err := openKeys()
+	if err != nil {
+		return err
+	}
+	defer closeAll(keys)
+	v, err := openContract(ctx, g.cidata, order{Policy: g.policy, Now: g.now()}, keys)
+	g.cidata = nil
+	if err != nil {
+		return err
+	}
+	g.verified, g.plan = v, v.Plan()
+	g.Console.Raw(fmt.Sprintf("%d token decrypted, %d encrypted token ignored", g.plan.TokensDecrypted, g.plan.TokensIgnored))
+	for _, d := range g.plan.Digests {
+		g.record.Add(attest.Fact{Name: d.Name, SHA256: d.SHA256})
+	}
+	for _, w := range g.plan.Warnings {
+		g.warn(w)
+	}
+	if g.plan.Hostname != "" {
+		g.Console.Bootloader("set hostname...")
+		if err := unix.Sethostname([]byte(g.plan.Hostname)); err != nil {
+			return fmt.Errorf("host name: %w", err)
+		}
+	}
+	return nil
+}
+
+// now is the clock, but never before the image was built.
+func (g *Guest) now() time.Time {
+	if t, floor := time.Now(), g.Image.Built(); t.Before(floor) {
+		return floor
+	} else {
+		return t
+	}
+}
+
+// dropContractKeys destroys the contract keys: from here on nothing in the
+// guest can open a contract.
+func (g *Guest) dropContractKeys(context.Context) error {
+	if err := destroy(contractKeys); err != nil {
+		return err
+	}
+	return g.endBootloader(pid1.UserspacePath)
+}
+
+// loadRest loads what the plan needs and closes the kernel to more.
+func (g *Guest) loadRest(context.Context) error {
+	groups := []string{"network", "containers", "vsock"}
+	if len(g.plan.Volumes) > 0 {
+		groups = append(groups, "disk")
+	}
+	for _, group := range groups {
+		if err := g.modules.load(group); err != nil {
+			return err
+		}
+	}
+	return g.modules.lock()
+}
+
+var _ contract.Policy
