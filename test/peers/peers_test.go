@@ -244,3 +244,32 @@ func TestContractSectionsAreStrings(t *testing.T) {
 		t.Errorf("sections (-want +got):\n%s", d)
 	}
 }
+
+func TestExampleFillsItsTemplates(t *testing.T) {
+	values := map[string]string{}
+	for _, name := range strings.Fields("REGISTRY REGISTRY_USER REGISTRY_PASSWORD REGISTRY_CA WORKLOAD_SEED ENV_SEED SYSLOG_CA SYSLOG_CERT SYSLOG_KEY") {
+		values[name] = "the-" + strings.ToLower(name)
+	}
+	values["WEB_DIGEST"] = "sha256:" + strings.Repeat("0", 64)
+	const dir = "../../docs/examples/web"
+	if _, err := Example(dir, values); err == nil || !strings.Contains(err.Error(), "@SYSLOG_PORT@") {
+		t.Errorf("a missing value passed: %v", err)
+	}
+	values["SYSLOG_PORT"] = "6514"
+	text, err := Example(dir, values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections, err := Sections(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for section, want := range map[string]string{
+		"workload": `password: "the-registry_password"`,
+		"env":      "port: 6514",
+	} {
+		if !strings.Contains(sections[section], want) {
+			t.Errorf("section %s lacks %q:\n%s", section, want, sections[section])
+		}
+	}
+}
