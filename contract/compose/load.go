@@ -1,0 +1,382 @@
+package compose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/template"
+	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/sirupsen/logrus"
+
+	"hpcr/agent/hpl"
+	"hpcr/contract/archive"
+)
+
+// Options are the image's policy as far as it touches a project.
+type Options struct {
+	Privileged bool // containers with power over the guest are allowed
+}
+
+// Load reads the project out of the archive's files. The environment is the
+// contract's merged one; it is laid over a ".env" of the archive. Errors are
+// *hpl.Error: HPL06008E without a compose file, HPL06009E for what is wrong
+// or not supported in it, HPL06010E for an image without a literal digest.
+func Load(files []archive.File, env map[string]string, opt Options) (*Project, error) {
+	files, text, err := locate(files)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parse(text)
+	if err != nil {
+		return nil, err
+	}
+	defer quiet()()
+
+	merged, err := mergeEnv(files, env)
+	if err != nil {
+		return nil, err
+	}
+	l := &load{doc: doc, files: files, env: merged, opt: opt, unset: map[string]bool{}}
+	raw, err := l.rawModel()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.checkSupported(raw); err != nil {
+		return nil, err
+	}
+	digests, err := l.checkPinned(raw)
+	if err != nil {
+		return nil, err
+	}
+	typed, err := l.typed()
+	if err != nil {
+		return nil, err
+	}
+	return l.project(typed, digests)
+}
+
+// load is the work of one Load.
+type load struct {
+	doc   *document
+	files []archive.File
+	env   map[string]string // merged, without the loader's own additions
+	opt   Options
+	unset map[string]bool
+}
+
+// locate finds the compose file at the top, or in the one folder at the top.
+func locate(files []archive.File) ([]archive.File, []byte, error) {
+	find := func(files []archive.File) []byte {
+		for _, name := range []string{"docker-compose.yaml", "docker-compose.yml"} {
+			for _, f := range files {
+				if f.Name == name && !f.Dir {
+					return append([]byte{}, f.Data...)
+				}
+			}
+		}
+		return nil
+	}
+	if text := find(files); text != nil {
+		return files, text, nil
+	}
+	top := ""
+	for _, f := range files {
+		first, _, _ := strings.Cut(f.Name, "/")
+		if top != "" && top != first {
+			top = ""
+			break
+		}
+		top = first
+	}
+	if top != "" {
+		var inner []archive.File
+		for _, f := range files {
+			if name, ok := strings.CutPrefix(f.Name, top+"/"); ok {
+				f.Name = name
+				inner = append(inner, f)
+			}
+		}
+		if text := find(inner); text != nil {
+			return inner, text, nil
+		}
+	}
+	return nil, nil, hpl.New("HPL06008E", Root+"/archive",
+		"put the compose file at the top of the archive: tar -cz -C DIR . | base64 -w0")
+}
+
+// quiet keeps the loader's warnings, which name variables, off the process's
+// standard error for as long as a Load runs.
+func quiet() func() {
+	quietMu.Lock()
+	out := logrus.StandardLogger().Out
+	logrus.SetOutput(io.Discard)
+	return func() {
+		logrus.SetOutput(out)
+		quietMu.Unlock()
+	}
+}
+
+var quietMu sync.Mutex
+
+var projectNameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
+
+// projectName is the file's own name, or the folder's.
+func (l *load) projectName() string {
+	m, err := l.doc.model()
+	if err == nil {
+		if name, ok := m["name"].(string); ok && projectNameRE.MatchString(name) {
+			return name
+		}
+	}
+	return path.Base(Dir)
+}
+
+// noFiles stands in the loader's way to the file system: whatever "include"
+// or "extends" names is refused.
+type noFiles struct{}
+
+var errNoFiles = errors.New("other compose files are not read")
+
+func (noFiles) Accept(string) bool                           { return true }
+func (noFiles) Load(context.Context, string) (string, error) { return "", errNoFiles }
+func (noFiles) Dir(string) string                            { return "." }
+
+func (l *load) details() (types.ConfigDetails, error) {
+	m, err := l.doc.model()
+	if err != nil {
+		return types.ConfigDetails{}, err
+	}
+	env := types.Mapping{"PWD": Dir}
+	for k, v := range l.env {
+		env[k] = v
+	}
+	return types.ConfigDetails{
+		WorkingDir:  Dir,
+		ConfigFiles: []types.ConfigFile{{Filename: "docker-compose.yaml", Config: m}},
+		Environment: env,
+	}, nil
+}
+
+func (l *load) options(o *loader.Options) {
+	o.SetProjectName(l.projectName(), true)
+	o.ResourceLoaders = []loader.ResourceLoader{noFiles{}}
+	o.SkipInclude = true
+	o.ResolvePaths = false
+	o.SkipResolveEnvironment = true
+	o.SkipResolveLabels = true
+}
+
+// rawModel is the file with its variables still in place.
+func (l *load) rawModel() (m map[string]any, err error) {
+	defer recovered(&err)
+	details, err := l.details()
+	if err != nil {
+		return nil, err
+	}
+	m, err = loader.LoadModelWithContext(context.Background(), details, l.options, func(o *loader.Options) {
+		o.SkipInterpolation = true
+		o.SkipValidation = true
+		o.SkipNormalization = true
+		o.SkipDefaultValues = true
+		o.SkipConsistencyCheck = true
+	})
+	if err != nil {
+		return nil, l.invalid(err)
+	}
+	return m, nil
+}
+
+// typed is the file with its variables replaced, validated by the schema.
+func (l *load) typed() (p *types.Project, err error) {
+	defer recovered(&err)
+	details, err := l.details()
+	if err != nil {
+		return nil, err
+	}
+	lookup := func(name string) (string, bool) {
+		v, ok := details.Environment[name]
+		if !ok {
+			l.unset[name] = true
+		}
+		return v, ok
+	}
+	p, err = loader.LoadWithContext(context.Background(), details, l.options, func(o *loader.Options) {
+		o.Interpolate.LookupValue = lookup
+		o.Interpolate.Substitute = func(text string, m template.Mapping) (string, error) {
+			return template.SubstituteWithOptions(text, m, template.WithoutLogging)
+		}
+	})
+	if err != nil {
+		return nil, l.invalid(err)
+	}
+	return p, nil
+}
+
+// recovered turns a panic of the loader on odd input into an error: it asserts
+// types in places that its schema check has not reached yet.
+func recovered(err *error) {
+	if r := recover(); r != nil {
+		*err = hpl.Wrap(fmt.Errorf("compose loader: %v", r), "HPL06009E", Root,
+			"the compose file has a value of the wrong kind: check it with docker compose config")
+	}
+}
+
+// invalid wraps a loader's error; its text quotes the document and is for the
+// owner only. Where it names a service, the path shows which.
+func (l *load) invalid(err error) error {
+	if e := (*hpl.Error)(nil); errors.As(err, &e) {
+		return e
+	}
+	where := Root
+	if errors.Is(err, errNoFiles) {
+		return hpl.Wrap(err, "HPL06009E", where, "other compose files cannot be read: put all services into one file")
+	}
+	names := make([]string, 0, len(l.doc.index))
+	for name := range l.doc.index {
+		names = append(names, name)
+	}
+	sort.Slice(names, func(i, j int) bool { return len(names[i]) > len(names[j]) })
+	for _, name := range names {
+		if i := strings.Index(err.Error(), "services."+name); i >= 0 {
+			where = servicePath(l.doc.index[name], knownField(err.Error()[i+len("services."+name):]))
+			break
+		}
+	}
+	return hpl.Wrap(err, "HPL06009E", where,
+		"the compose file does not follow the Compose specification: check it with docker compose config")
+}
+
+// knownField is the field that follows a service's name in the loader's
+// message, if it is one that Compose itself defines.
+func knownField(tail string) string {
+	tail = strings.TrimPrefix(tail, ".")
+	end := strings.IndexFunc(tail, func(r rune) bool { return (r < 'a' || r > 'z') && r != '_' })
+	if end >= 0 {
+		tail = tail[:end]
+	}
+	if _, refused := refusedService[tail]; refused || slices.Contains(supportedService, tail) {
+		return tail
+	}
+	return ""
+}
+
+// project turns the loader's project into ours, services in start order.
+func (l *load) project(p *types.Project, digests map[string]string) (*Project, error) {
+	out := &Project{Name: p.Name, Files: l.withEnvFile()}
+	byName := make(map[string]Service, len(p.Services))
+	for _, name := range l.names() {
+		cfg, ok := p.Services[name]
+		if !ok {
+			return nil, hpl.New("HPL06009E", servicePath(l.doc.index[name], ""), "the service is never started: remove it")
+		}
+		s, err := l.service(p, cfg, digests[name])
+		if err != nil {
+			return nil, err
+		}
+		byName[name] = s
+	}
+	var err error
+	if out.Services, err = l.ordered(byName); err != nil {
+		return nil, err
+	}
+	if err := l.checkClashes(out.Services); err != nil {
+		return nil, err
+	}
+	for key, n := range p.Networks {
+		out.Networks = append(out.Networks, Network{Key: key, Internal: n.Internal})
+	}
+	for key := range p.Volumes {
+		out.Volumes = append(out.Volumes, Volume{Key: key})
+	}
+	for name := range l.unset {
+		out.Unset = append(out.Unset, name)
+	}
+	sort.Slice(out.Networks, func(i, j int) bool { return out.Networks[i].Key < out.Networks[j].Key })
+	sort.Slice(out.Volumes, func(i, j int) bool { return out.Volumes[i].Key < out.Volumes[j].Key })
+	sort.Strings(out.Unset)
+	return out, nil
+}
+
+// names lists the services in the order of the document.
+func (l *load) names() []string {
+	names := make([]string, len(l.doc.index))
+	for name, i := range l.doc.index {
+		names[i-1] = name
+	}
+	return names
+}
+
+// ordered puts each service behind those that it depends on, otherwise in the
+// document's order.
+func (l *load) ordered(byName map[string]Service) ([]Service, error) {
+	var out []Service
+	state := map[string]int{} // 1 = on the way, 2 = done
+	var visit func(name string) error
+	visit = func(name string) error {
+		switch state[name] {
+		case 1:
+			return hpl.New("HPL06009E", servicePath(l.doc.index[name], "depends_on"), "services depend on each other in a circle: break it")
+		case 2:
+			return nil
+		}
+		state[name] = 1
+		s := byName[name]
+		for _, d := range s.DependsOn {
+			if _, ok := byName[d.Service]; !ok {
+				continue
+			}
+			if err := visit(d.Service); err != nil {
+				return err
+			}
+		}
+		state[name] = 2
+		out = append(out, s)
+		return nil
+	}
+	for _, name := range l.names() {
+		if err := visit(name); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// checkClashes refuses what only shows with all services in view.
+func (l *load) checkClashes(services []Service) error {
+	type published struct {
+		proto string
+		port  uint16
+		ip    string
+	}
+	ports := map[published]bool{}
+	names := map[string]int{}
+	for i := range services {
+		s := &services[i]
+		for _, name := range []string{s.Name, s.Container} {
+			if other, ok := names[name]; ok && other != s.Index && name != "" {
+				return hpl.New("HPL06009E", s.Path("container_name"), "two services use the same container name: give each its own")
+			}
+			names[name] = s.Index
+		}
+		for _, p := range s.Ports {
+			key := published{p.Proto, p.HostPort, ""}
+			if p.HostIP.IsValid() {
+				key.ip = p.HostIP.String()
+			}
+			if ports[key] {
+				return hpl.New("HPL06009E", s.Path("ports"), "two services publish the same port: change one of them")
+			}
+			ports[key] = true
+		}
+	}
+	return nil
+}
