@@ -240,6 +240,13 @@ func (l *load) invalid(err error) error {
 	if errors.Is(err, errNoFiles) {
 		return hpl.Wrap(err, "HPL06009E", where, "other compose files cannot be read: put all services into one file")
 	}
+	if strings.Contains(err.Error(), "dependency cycle") {
+		return hpl.Wrap(err, "HPL06009E", Root+"/services", "services depend on each other in a circle: break it")
+	}
+	if m := undefinedRE.FindStringSubmatch(err.Error()); m != nil && l.doc.index[m[1]] > 0 {
+		return hpl.Wrap(err, "HPL06009E", servicePath(l.doc.index[m[1]], m[2]+"s"),
+			"the service uses a "+m[2]+" that the compose file does not define: define it at the top level")
+	}
 	names := make([]string, 0, len(l.doc.index))
 	for name := range l.doc.index {
 		names = append(names, name)
@@ -254,6 +261,8 @@ func (l *load) invalid(err error) error {
 	return hpl.Wrap(err, "HPL06009E", where,
 		"the compose file does not follow the Compose specification: check it with docker compose config")
 }
+
+var undefinedRE = regexp.MustCompile(`service "([^"]*)" refers to undefined (network|volume|config|secret) `)
 
 // knownField is the field that follows a service's name in the loader's
 // message, if it is one that Compose itself defines.
