@@ -36,10 +36,11 @@ type Guest struct {
 	modules *modules
 	record  *attest.Record
 
-	cidata   []byte // whole device; dropped after the contract phase
-	policy   contract.Policy
-	verified *contract.Verified
-	plan     *contract.Plan // of verified
+	cidata       []byte // whole device; dropped after the contract phase
+	cidataDevice string
+	policy       contract.Policy
+	verified     *contract.Verified
+	plan         *contract.Plan // of verified
 
 	net     *network.Net
 	ship    *logship.Shipper

@@ -14,7 +14,6 @@ import (
 	"hpcr/agent/hpl"
 	"hpcr/agent/pid1"
 	"hpcr/agent/sandbox"
-	"hpcr/contract"
 	"hpcr/disk"
 	"hpcr/network"
 )
@@ -216,5 +215,3 @@ func (g *Guest) loadRest(context.Context) error {
 	}
 	return g.modules.lock()
 }
-
-var _ contract.Policy

@@ -1,0 +1,175 @@
+package boot
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hpcr/agent/event"
+	"hpcr/agent/hpl"
+	"hpcr/agent/logship"
+	"hpcr/contract"
+	"hpcr/network"
+)
+
+const (
+	resolvConf = "/etc/resolv.conf"
+	healthPort = 9080
+	facility   = 1 // user-level messages, RFC 5424 §6.2.1
+)
+
+// openNetwork brings up the links and, since from here on somebody may ask,
+// the health endpoint.
+func (g *Guest) openNetwork(ctx context.Context) error {
+	cfg := networkConfig(g.plan.Network)
+	if cfg.Links != nil {
+		g.Console.Message("HPL13000I", "", "Validation of Schema is Successful")
+	}
+	g.Console.Message("HPL14001I", "", "")
+	n, err := network.Up(ctx, cfg, g.log)
+	if err != nil {
+		return err
+	}
+	g.net = n
+	if err := n.WriteResolvConf(resolvConf); err != nil {
+		return err
+	}
+	if err := writeHosts(g.plan.Hostname); err != nil {
+		return err
+	}
+	if cfg.Links != nil {
+		// Names of network-config are encN by its schema, never free text.
+		g.Console.Message("HPL13004I", "", fmt.Sprintf("configured IP parameters - [%s]", strings.Join(n.Links(), " ")))
+	}
+	g.Console.Message("HPL14000I", "", "")
+	g.serveHealth()
+	return nil
+}
+
+func (g *Guest) closeLinks(context.Context) error { return g.net.Close() }
+
+// networkConfig hands the contract's network-config to the room that knows no
+// contract.
+func networkConfig(n *contract.Network) network.Config {
+	if n == nil {
+		return network.Config{}
+	}
+	cfg := network.Config{Links: []network.LinkConfig{}}
+	for _, l := range n.Links {
+		link := network.LinkConfig{
+			Name: l.Name, DHCP: l.DHCP, MTU: l.MTU, Addresses: l.Addresses,
+			Gateway: l.Gateway, Nameservers: l.Nameservers, Search: l.Search,
+		}
+		for _, r := range l.Routes {
+			link.Routes = append(link.Routes, network.Route(r))
+		}
+		cfg.Links = append(cfg.Links, link)
+	}
+	return cfg
+}
+
+func writeHosts(name string) error {
+	text := "127.0.0.1 localhost\n"
+	if name != "" {
+		text += "127.0.1.1 " + name + "\n"
+	}
+	return os.WriteFile("/etc/hosts", []byte(text), 0o644)
+}
+
+// serveHealth answers the host on vsock and, in dev images, on TCP. A machine
+// without a vsock device has its console.
+func (g *Guest) serveHealth() {
+	serve := func(kind string, f func() error) {
+		go func() {
+			if err := f(); err != nil {
+				g.log.Info("health is not served", "on", kind, "error", err)
+			}
+		}()
+	}
+	serve("vsock", func() error { return g.Health.ServeVsock(context.Background(), healthPort) })
+	if !g.Dev {
+		return
+	}
+	if err := g.net.Allow(healthPort); err != nil {
+		g.log.Warn("the firewall keeps the health port closed", "error", err)
+	}
+	serve("tcp", func() error {
+		return g.Health.ServeTCP(context.Background(), net.JoinHostPort("", strconv.Itoa(healthPort)))
+	})
+}
+
+// setTime keeps the clock from lying before the image was built. What the
+// host says beyond that is believed until a time source is configured.
+func (g *Guest) setTime(context.Context) error {
+	floor := g.Image.Built()
+	if !time.Now().Before(floor) {
+		return nil
+	}
+	tv := unix.NsecToTimeval(floor.UnixNano())
+	if err := unix.Settimeofday(&tv); err != nil {
+		return fmt.Errorf("clock: %w", err)
+	}
+	g.log.Warn("the host's clock was before the image's build: set to the build time")
+	return nil
+}
+
+// checkExpiry looks again, now that the clock is as good as it gets.
+func (g *Guest) checkExpiry(context.Context) error { return g.verified.CheckExpiry(g.now()) }
+
+// openLog connects to the owner's log host and proves it by a probe.
+func (g *Guest) openLog(ctx context.Context) error {
+	s := g.plan.Syslog
+	if s == nil {
+		g.Console.Message("HPL01002W", "", "")
+		return nil
+	}
+	g.Console.Unit("hpcr-logging", "Configuring logging ...")
+	ship, err := logship.Open(ctx, logship.Config{
+		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname,
+	}, nil)
+	if err != nil {
+		return err
+	}
+	g.ship = ship
+	g.Hub.Attach(func(e event.Event) {
+		ship.Send(logship.Message{
+			Time: e.Time, Facility: facility, Severity: int(e.Severity),
+			App: "hpcr-agent", ProcID: strconv.Itoa(os.Getpid()), MsgID: string(e.ID), Text: []byte(e.Line()),
+		})
+	})
+	g.Console.Message("HPL01010I", "", "")
+	g.Console.Unit("hpcr-logging", "Logging has been configured")
+	return nil
+}
+
+func (g *Guest) closeLog(ctx context.Context) error {
+	if g.ship == nil {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := g.ship.Drain(limited); err != nil {
+		g.log.Warn("the log was not delivered in full", "error", err)
+	}
+	return g.ship.Close()
+}
+
+// warn tells host and owner of a finding that does not stop the boot.
+func (g *Guest) warn(w contract.Warning) {
+	text := w.Detail
+	if w.Path != "" {
+		text = w.Path + ": " + text
+	}
+	if w.Code != "" {
+		text = hpl.Message(w.Code, w.Path, w.Detail)
+	}
+	g.Console.Unit("hpcr-contract", "Warning: "+text)
+	g.note(event.ContractWarning, event.Warning, "contract warning", slog.String("warning", text))
+}

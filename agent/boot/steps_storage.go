@@ -1,0 +1,68 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime/debug"
+
+	"hpcr/agent/attest"
+	"hpcr/agent/event"
+	"hpcr/disk"
+)
+
+// openVolumes finds, checks and opens every data volume, or makes it on a
+// blank disk.
+func (g *Guest) openVolumes(ctx context.Context) error {
+	if len(g.plan.Volumes) == 0 {
+		return nil
+	}
+	var specs []disk.Spec
+	for _, v := range g.plan.Volumes {
+		specs = append(specs, disk.Spec{
+			Name: v.Name, Path: v.Path, Mount: v.Mount, Filesystem: v.Filesystem,
+			Passphrases: v.Passphrases, MayCreate: v.MayCreate,
+		})
+	}
+	volumes, err := disk.OpenAll(ctx, specs, disk.Options{
+		KDF:     disk.KDF(g.policy.KDF),
+		Exclude: []string{filepath.Base(g.cidataDevice)},
+		Log:     g.log,
+	})
+	if err != nil {
+		return err
+	}
+	g.volumes = volumes
+	debug.FreeOSMemory() // the key derivation took up to hundreds of MiB
+	for _, v := range volumes {
+		g.report(v)
+	}
+	g.Console.Message("HPL07003I", "", "")
+	return nil
+}
+
+// report tells host, owner and record what became of a volume. The record may
+// hold its name: it lies in the guest, or leaves it encrypted to the owner.
+func (g *Guest) report(v *disk.Volume) {
+	state, id := "opened", event.VolumeOpened
+	if v.Created {
+		state, id = "created", event.VolumeCreated
+		g.Console.Message("HPL02001I", v.Path, "")
+	}
+	g.Console.Message("HPL02002I", v.Path+"/mount", "")
+	g.note(id, event.Notice, "volume "+state, slog.String("volume", v.Name), slog.String("mount", v.Mount),
+		slog.String("kind", v.Kind), slog.Uint64("generation", v.Generation))
+	g.record.Add(attest.Fact{Name: "Volume", Text: fmt.Sprintf("%s %s %s generation %d", v.Name, state, v.Kind, v.Generation)})
+}
+
+func (g *Guest) closeVolumes(ctx context.Context) error {
+	var errs []error
+	for i := len(g.volumes) - 1; i >= 0; i-- {
+		if err := g.volumes[i].Close(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("volume %s: %w", g.volumes[i].Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
