@@ -212,8 +212,8 @@ func (r *report) closed(a at, known ...string) {
 	}
 }
 
-// open warns of keys that an open mapping ignores.
-func (r *report) open(a at, known ...string) {
+// loose warns of keys that an open mapping ignores.
+func (r *report) loose(a at, known ...string) {
 	for i, k := range a.n.keys {
 		if !contains(known, k.text) {
 			r.warn("", a.key(i), "this key is not part of the contract and has no effect", "remove it or correct its name")

@@ -1,8 +1,10 @@
 package contract
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
@@ -72,9 +74,23 @@ func parseYAML(doc string, data []byte) (*node, *yamlError) {
 	if marks > maxMarks {
 		return nil, &yamlError{msg: "the document has too many lines or entries: put large data into an archive"}
 	}
-	var root yaml.Node
-	err := yaml.Load(data, &root, yaml.WithSingleDocument(),
+	var root, second yaml.Node
+	loader, err := yaml.NewLoader(bytes.NewReader(data),
 		yaml.WithPlugin(loaderlimits.New(loaderlimits.DepthValue(maxDepth), loaderlimits.AliasValue(maxNodes))))
+	if err == nil {
+		err = loader.Load(&root)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil, nil
+	}
+	if err == nil {
+		switch err = loader.Load(&second); {
+		case errors.Is(err, io.EOF):
+			err = nil
+		case err == nil:
+			return nil, &yamlError{msg: "there is more than one YAML document: remove what follows the second ---", line: second.Line, col: second.Column}
+		}
+	}
 	if err != nil {
 		e := &yamlError{msg: "the text is not one YAML document: check indentation, quotes and brackets", syntax: true, err: err}
 		var le *yaml.LoadError

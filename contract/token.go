@@ -232,3 +232,6 @@ func Seal(prefix string, key *rsa.PublicKey, plain []byte) (string, error) {
 	cipher.NewCBCEncrypter(block, iv).CryptBlocks(out[16:], out[16:])
 	return prefix + "." + base64.StdEncoding.EncodeToString(sealed) + "." + base64.StdEncoding.EncodeToString(out), nil
 }
+
+// isText judges the plaintext of a token whose use is not known.
+func isText(b []byte) bool { return utf8.Valid(b) }

@@ -1,0 +1,150 @@
+package contract
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strings"
+
+	"hpcr/agent/hpl"
+	"hpcr/agent/secret"
+	"hpcr/contract/archive"
+	"hpcr/contract/compose"
+)
+
+// digests are the lines of the attestation record that the contract decides
+// (contract.md §4.3): raw scalars, tokens as they stand.
+func (r *run) digests() {
+	add := func(name string, b []byte) {
+		sum := sha256.Sum256(b)
+		r.plan.Digests = append(r.plan.Digests, Digest{Name: name, SHA256: hex.EncodeToString(sum[:])})
+	}
+	if r.device != nil {
+		add("/dev/disk/by-label/cidata", r.device)
+	}
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{
+		{"cidata/meta-data", r.files.MetaData},
+		{"cidata/user-data", r.files.UserData},
+		{"cidata/vendor-data", r.files.VendorData},
+		{"cidata/network-config", r.files.NetworkConfig},
+	} {
+		if f.data != nil {
+			add(f.name, f.data)
+		}
+	}
+	order := []string{"workload", "env", "attestationPublicKey", "envWorkloadSignature"}
+	var others []string
+	for _, k := range r.top.n.keys {
+		if !contains(order, k.text) {
+			others = append(others, k.text)
+		}
+	}
+	slices.Sort(others)
+	for _, key := range append(order, others...) {
+		if v := r.top.n.get(key); v != nil && v.kind == scalarNode {
+			add("contract:"+key, []byte(v.text))
+		}
+	}
+}
+
+// assemble joins the two sections: workload wins. Nothing is assembled from a
+// contract with an error, or from one that lint could not open.
+func (r *run) assemble() {
+	if r.failed || r.workload.closed || r.env.closed {
+		return
+	}
+	r.digests()
+	r.forms()
+	r.planVolumes()
+	env := r.mergedEnv()
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		r.plan.Env = append(r.plan.Env, Var{Name: name, Value: secret.FromString(env[name])})
+	}
+	auths := map[string]Auth{}
+	for _, s := range []at{r.env.body, r.workload.body} {
+		a := s.get("auths")
+		for i, k := range a.keys() {
+			host := registry(k.text)
+			if old, had := auths[host]; had {
+				old.Password.Wipe()
+			}
+			e := a.entry(i)
+			auths[host] = Auth{Host: host, Username: e.get("username").text(), Password: secret.FromString(e.get("password").text())}
+		}
+	}
+	for _, host := range slices.Sorted(maps.Keys(auths)) {
+		r.plan.Auths = append(r.plan.Auths, auths[host])
+	}
+}
+
+// registry is the name by which image references know a registry.
+func registry(key string) string {
+	if key == dockerHub || key == "index.docker.io" {
+		return "docker.io"
+	}
+	return strings.ToLower(key)
+}
+
+func (a at) text() string {
+	if a.n == nil {
+		return ""
+	}
+	return a.n.text
+}
+
+func (r *run) mergedEnv() map[string]string {
+	env := map[string]string{}
+	for _, s := range []at{r.env.body, r.workload.body} {
+		e := s.get("env")
+		for i, k := range e.keys() {
+			env[k.text] = e.n.vals[i].text
+		}
+	}
+	return env
+}
+
+// compose unpacks and reads the compose project.
+func (r *run) compose() {
+	a := r.workload.body.get("compose").get("archive")
+	if !a.present() || !a.n.isString() || r.failed && !r.lint {
+		return
+	}
+	files, err := archive.Unpack(a.n.text)
+	if err != nil {
+		r.failFrom(a, "workload", err)
+		return
+	}
+	if nestedFolder(files) {
+		r.warn("", a, "the compose file lies in a folder of the archive", "pack the folder's content: tar -cz -C DIR .")
+	}
+	p, err := compose.Load(files, r.mergedEnv(), compose.Options{Privileged: r.policy.Privileged})
+	if err != nil {
+		r.failFrom(a, "compose", err)
+		return
+	}
+	r.plan.Compose = p
+}
+
+// failFrom takes over an error of a room below.
+func (r *run) failFrom(a at, doc string, err error) {
+	e := hpl.From(err)
+	f := Finding{Code: e.Code, Severity: SeverityError, Path: a.path, HostPath: a.host, Document: a.doc, Line: a.line, Column: a.col, err: e.Err}
+	f.Message, f.Fix, _ = strings.Cut(e.Detail, ": ")
+	if e.Path != "" {
+		f.Path, f.HostPath, f.Document, f.Line, f.Column = e.Path, e.Path, doc, 0, 0
+	}
+	r.add(f)
+}
+
+func nestedFolder(files []archive.File) bool {
+	for _, f := range files {
+		if f.Name == "docker-compose.yaml" || f.Name == "docker-compose.yml" {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,183 @@
+package contract
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"hpcr/agent/hpl"
+)
+
+// defaultSyslogPort is the documents'; the schema's 514 is the port of syslog
+// without TLS, which HPCR never speaks.
+const defaultSyslogPort = 6514
+
+func (r *run) logging(e at) {
+	l := e.get("logging")
+	if !l.present() {
+		if r.policy.LoggingRequired {
+			r.fail(schema, l, "logging is missing", "add logging with syslog")
+		} else {
+			r.warn("HPL01002W", l, "there is no logging", "add logging with syslog to keep what the guest says")
+		}
+		return
+	}
+	if !r.mapping(l) {
+		return
+	}
+	r.loose(l, "syslog", "logRouter")
+	s, lr := l.get("syslog"), l.get("logRouter")
+	switch {
+	case s.present() && lr.present():
+		r.fail(schema, l, "there are two log targets", "keep one of syslog and logRouter")
+	case s.present():
+		r.syslog(s)
+	case lr.present():
+		r.logRouter(lr)
+	case l.get("logDNA").present():
+		r.unsupported(schema, l.get("logDNA"), "logDNA")
+	default:
+		r.fail(schema, l, "there is no log target", "add syslog")
+	}
+}
+
+func (r *run) logRouter(a at) {
+	if !r.can.logRouter {
+		r.unsupported(schema, a, "logRouter")
+		return
+	}
+	if !r.mapping(a) {
+		return
+	}
+	r.closed(a, "hostname", "iamApiKey", "port")
+	r.logHost(a)
+	if k, ok := r.required(a, "iamApiKey"); ok {
+		r.matching(k, func(s string) bool { return s != "" }, "the key is empty", "give the IAM API key")
+	}
+	r.port(a.get("port"), 443)
+}
+
+func (r *run) logHost(a at) string {
+	h, ok := r.required(a, "hostname")
+	if !ok {
+		return ""
+	}
+	s, _ := r.matching(h, validHost, "this is neither a host name nor an IP address", "give the log server's name or address alone, without port or scheme")
+	return s
+}
+
+// validHost takes RFC 1123 names and IP addresses.
+func validHost(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	return validName(s)
+}
+
+func validName(s string) bool {
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if !hostLabel.MatchString(label) {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *run) port(a at, fallback int) int {
+	if !a.present() {
+		return fallback
+	}
+	if a.n.kind == scalarNode && a.n.tag == "!!int" {
+		if n, err := strconv.Atoi(a.n.text); err == nil && n > 0 && n < 65536 {
+			return n
+		}
+	}
+	r.fail(schema, a, "this is not a port", "give a whole number from 1 to 65535, without quotes")
+	return fallback
+}
+
+// syslog checks and reads the one back end that this version has.
+func (r *run) syslog(a at) {
+	if !r.mapping(a) {
+		return
+	}
+	r.closed(a, "hostname", "port", "server", "cert", "key")
+	s := &Syslog{Host: r.logHost(a), Port: r.port(a.get("port"), defaultSyslogPort)}
+	server, haveServer := r.required(a, "server")
+	if haveServer {
+		s.CA = r.certs(server, "HPL01007E", "of the authority that signed the log server's")
+	}
+	cert, key := a.get("cert"), a.get("key")
+	if !cert.present() {
+		r.fail("HPL01008E", cert, "the client certificate is missing", "add cert, signed by the log server's authority")
+	} else {
+		s.Cert = r.certs(cert, "HPL01008E", "of this client")
+	}
+	if !key.present() {
+		r.fail("HPL01009E", key, "the client's private key is missing", "add key, as PKCS#8 PEM")
+	} else {
+		r.syslogKey(key, s)
+	}
+	r.plan.Syslog = s
+}
+
+// certs reads one PEM bundle in any form and returns it in normal form.
+func (r *run) certs(a at, missing hpl.Code, whose string) []byte {
+	text, ok := r.str(a)
+	if !ok {
+		return nil
+	}
+	raw, form, err := pemText(text)
+	blocks := pemBlocks(raw)
+	if err != nil || len(blocks) == 0 {
+		r.failCause(err, "HPL01005E", a, "there is no PEM text in it", "give the PEM certificate "+whose+", or base64 of it")
+		return nil
+	}
+	certs, err := certificates(blocks)
+	if err != nil || len(certs) == 0 {
+		r.failCause(err, missing, a, "there is no certificate in it", "give the PEM certificate "+whose+", or base64 of it")
+		return nil
+	}
+	r.pemWarnings(a, form)
+	return certificatesPEM(certs)
+}
+
+func (r *run) syslogKey(a at, s *Syslog) {
+	text, ok := r.str(a)
+	if !ok {
+		return
+	}
+	if strings.TrimSpace(text) == "" {
+		r.fail("HPL01009E", a, "the client's private key is empty", "give it as PKCS#8 PEM")
+		return
+	}
+	raw, form, err := pemText(text)
+	blocks := pemBlocks(raw)
+	clear(raw)
+	if err != nil || len(blocks) == 0 {
+		r.failCause(err, "HPL01005E", a, "there is no PEM text in it", "give the client's private key as PKCS#8 PEM, or base64 of it")
+		return
+	}
+	b := firstPrivate(blocks)
+	if b == nil {
+		r.fail("HPL01006E", a, "there is no private key in it", "give the client's private key as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
+		return
+	}
+	key, err := privateKey(b)
+	clear(b.Bytes)
+	if err == nil {
+		s.Key, err = pkcs8PEM(key)
+	}
+	if err != nil {
+		r.failCause(err, "HPL01006E", a, "the private key cannot be read", "give it unprotected, as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
+		return
+	}
+	r.pemWarnings(a, form)
+	certs, err := certificates(pemBlocks(s.Cert))
+	if err == nil && len(certs) > 0 && !samePublic(certs[0], key) {
+		r.fail("HPL01008E", a, "the client's key and certificate do not belong together", "give the key that the certificate was made for, and the client's certificate first")
+	}
+}

@@ -1,0 +1,108 @@
+package contract
+
+import (
+	"net/netip"
+	"time"
+
+	"hpcr/agent/hpl"
+	"hpcr/agent/secret"
+	"hpcr/contract/compose"
+)
+
+// Plan is what one boot is to do. All secrets in it belong to the Verified
+// that it came from; Verified.Wipe ends them.
+type Plan struct {
+	Hostname        string // RFC 1123, at most 64 bytes; "" = none given
+	TokensDecrypted int    // top-level and nested
+	TokensIgnored   int    // look like tokens, do not open, are not needed
+	Network         *Network
+	Syslog          *Syslog  // nil = no logging configured, and the policy allowed it
+	Volumes         []Volume // document order of workload.volumes
+	Auths           []Auth   // sorted by host
+	CACerts         [][]byte // PEM, further trust anchors for registries
+	Env             []Var    // merged, sorted by name
+	Compose         *compose.Project
+	Digests         []Digest // lines of the attestation record, in its order
+
+	AttestationPublicKey  []byte         // PEM "PUBLIC KEY", nil = record in clear
+	UserDataDecrypted     *secret.Secret // §1.1, as HPCR writes it
+	UserDataMasked        *secret.Secret // the same with every seed as 15 asterisks
+	WorkloadDataDecrypted *secret.Secret // env and workload as real mappings; seeds masked from the start
+
+	MetaData   []byte // as delivered
+	VendorData []byte
+
+	Signed          bool
+	SignerNotBefore time.Time // zero = a bare key, which has no dates
+	SignerNotAfter  time.Time
+	Warnings        []Warning
+}
+
+// Network is network-config; a nil Network means DHCP everywhere.
+type Network struct {
+	Links []Link `json:"links"`
+}
+
+// Link is one interface, "enc1" and so on: IBM's file knows no other names.
+type Link struct {
+	Name        string         `json:"name"`
+	DHCP        bool           `json:"dhcp"`
+	MTU         int            `json:"mtu,omitempty"` // 0 = the device's own
+	Addresses   []netip.Prefix `json:"addresses,omitempty"`
+	Gateway     netip.Addr     `json:"gateway,omitzero"`
+	Routes      []Route        `json:"routes,omitempty"`
+	Nameservers []netip.Addr   `json:"nameservers,omitempty"`
+	Search      []string       `json:"search,omitempty"`
+}
+
+// Route is one static route; the default route has To 0.0.0.0/0.
+type Route struct {
+	To  netip.Prefix `json:"to"`
+	Via netip.Addr   `json:"via"`
+}
+
+// Syslog is env.logging.syslog. The two PEM texts are in normal form.
+type Syslog struct {
+	Host string         // name or IP address
+	Port int            // default 6514
+	CA   []byte         // PEM, one or more certificates
+	Cert []byte         // PEM, the client's certificate first
+	Key  *secret.Secret // PEM, PKCS#8
+}
+
+// Volume is one data volume, both halves of the contract joined.
+type Volume struct {
+	Name        string           // the contract's key: for the owner's log and disk matching only
+	Path        string           // "/workload/volumes/#1", for messages
+	Mount       string           // absolute, clean
+	Filesystem  string           // ext4, xfs, btrfs
+	Passphrases []*secret.Secret // 64 hex digits each, in order of trial; the first creates
+	MayCreate   bool             // false: a seed follows only the rule of older images; refuse to create with HPL02002E
+}
+
+// Auth is a registry's credentials.
+type Auth struct {
+	Host     string // "docker.io" for Docker Hub
+	Username string
+	Password *secret.Secret
+}
+
+// Var is one variable of the merged environment.
+type Var struct {
+	Name  string
+	Value *secret.Secret
+}
+
+// Digest is one line of the attestation record.
+type Digest struct {
+	Name   string `json:"name"`   // "cidata/user-data", "contract:workload"
+	SHA256 string `json:"sha256"` // 64 lower-case hex digits
+}
+
+// Warning is a finding that does not stop the boot. It is fit for the host's
+// eyes.
+type Warning struct {
+	Code   hpl.Code `json:"code,omitempty"`
+	Path   string   `json:"path,omitempty"`
+	Detail string   `json:"detail"`
+}

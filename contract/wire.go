@@ -1,0 +1,263 @@
+package contract
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"hpcr/agent/hpl"
+	"hpcr/agent/secret"
+	"hpcr/contract/compose"
+)
+
+// MaxWire bounds the wire form between the contract child and the agent.
+const MaxWire = 96 << 20
+
+// wirePlan is Plan with its secrets in base64: the only form in which they
+// leave a process, through a pipe that ends in the agent.
+type wirePlan struct {
+	Hostname        string           `json:"hostname"`
+	TokensDecrypted int              `json:"tokensDecrypted"`
+	TokensIgnored   int              `json:"tokensIgnored"`
+	Network         *Network         `json:"network"`
+	Syslog          *wireSyslog      `json:"syslog"`
+	Volumes         []wireVolume     `json:"volumes"`
+	Auths           []wireAuth       `json:"auths"`
+	CACerts         [][]byte         `json:"caCerts"`
+	Env             []wireVar        `json:"env"`
+	Compose         *compose.Project `json:"compose"`
+	Digests         []Digest         `json:"digests"`
+
+	AttestationPublicKey  []byte `json:"attestationPublicKey"`
+	UserDataDecrypted     []byte `json:"userDataDecrypted"`
+	UserDataMasked        []byte `json:"userDataMasked"`
+	WorkloadDataDecrypted []byte `json:"workloadDataDecrypted"`
+	MetaData              []byte `json:"metaData"`
+	VendorData            []byte `json:"vendorData"`
+
+	Signed          bool      `json:"signed"`
+	SignerNotBefore time.Time `json:"signerNotBefore"`
+	SignerNotAfter  time.Time `json:"signerNotAfter"`
+	Warnings        []Warning `json:"warnings"`
+}
+
+type wireSyslog struct {
+	Host string `json:"host"`
+	Port int    `json:"port"`
+	CA   []byte `json:"ca"`
+	Cert []byte `json:"cert"`
+	Key  []byte `json:"key"`
+}
+
+type wireVolume struct {
+	Name        string   `json:"name"`
+	Path        string   `json:"path"`
+	Mount       string   `json:"mount"`
+	Filesystem  string   `json:"filesystem"`
+	Passphrases [][]byte `json:"passphrases"`
+	MayCreate   bool     `json:"mayCreate"`
+}
+
+type wireAuth struct {
+	Host     string `json:"host"`
+	Username string `json:"username"`
+	Password []byte `json:"password"`
+}
+
+type wireVar struct {
+	Name  string `json:"name"`
+	Value []byte `json:"value"`
+}
+
+// Encode writes the wire form, secrets included.
+func (v *Verified) Encode(w io.Writer) error {
+	p := v.plan
+	out := wirePlan{
+		Hostname: p.Hostname, TokensDecrypted: p.TokensDecrypted, TokensIgnored: p.TokensIgnored,
+		Network: p.Network, CACerts: p.CACerts, Compose: p.Compose, Digests: p.Digests,
+		AttestationPublicKey: p.AttestationPublicKey,
+		UserDataDecrypted:    p.UserDataDecrypted.Bytes(), UserDataMasked: p.UserDataMasked.Bytes(),
+		WorkloadDataDecrypted: p.WorkloadDataDecrypted.Bytes(),
+		MetaData:              p.MetaData, VendorData: p.VendorData,
+		Signed: p.Signed, SignerNotBefore: p.SignerNotBefore.UTC(), SignerNotAfter: p.SignerNotAfter.UTC(), Warnings: p.Warnings,
+	}
+	if s := p.Syslog; s != nil {
+		out.Syslog = &wireSyslog{s.Host, s.Port, s.CA, s.Cert, s.Key.Bytes()}
+	}
+	for _, x := range p.Volumes {
+		wv := wireVolume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate}
+		for _, s := range x.Passphrases {
+			wv.Passphrases = append(wv.Passphrases, s.Bytes())
+		}
+		out.Volumes = append(out.Volumes, wv)
+	}
+	for _, a := range p.Auths {
+		out.Auths = append(out.Auths, wireAuth{a.Host, a.Username, a.Password.Bytes()})
+	}
+	for _, e := range p.Env {
+		out.Env = append(out.Env, wireVar{e.Name, e.Value.Bytes()})
+	}
+	buf, err := json.Marshal(out)
+	if err != nil {
+		return fmt.Errorf("encode the plan: %w", err)
+	}
+	defer clear(buf)
+	if len(buf) > MaxWire {
+		return hpl.New("HPL11000E", "", "the contract's plan is too large: put large data into an image or a volume")
+	}
+	if _, err := w.Write(buf); err != nil {
+		return fmt.Errorf("send the plan: %w", err)
+	}
+	return nil
+}
+
+// Decode reads the wire form. The child that wrote it has parsed hostile
+// bytes, so its word is checked again as far as it matters to the agent:
+// size, unknown fields, names, paths, counts.
+func Decode(r io.Reader) (*Verified, error) {
+	var buf bytes.Buffer
+	n, err := buf.ReadFrom(io.LimitReader(r, MaxWire+1))
+	defer func() { clear(buf.Bytes()) }()
+	if err != nil {
+		return nil, fmt.Errorf("receive the plan: %w", err)
+	}
+	if n > MaxWire {
+		return nil, errors.New("the plan is larger than 96 MiB")
+	}
+	var in wirePlan
+	d := json.NewDecoder(bytes.NewReader(buf.Bytes()))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&in); err != nil {
+		return nil, fmt.Errorf("decode the plan: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("decode the plan: something follows it")
+	}
+	p := in.plan()
+	if err := p.check(); err != nil {
+		p.wipe()
+		return nil, fmt.Errorf("the plan is not sound: %w", err)
+	}
+	return &Verified{plan: p}, nil
+}
+
+func (in *wirePlan) plan() *Plan {
+	p := &Plan{
+		Hostname: in.Hostname, TokensDecrypted: in.TokensDecrypted, TokensIgnored: in.TokensIgnored,
+		Network: in.Network, CACerts: in.CACerts, Compose: in.Compose, Digests: in.Digests,
+		AttestationPublicKey: in.AttestationPublicKey,
+		UserDataDecrypted:    secret.New(in.UserDataDecrypted), UserDataMasked: secret.New(in.UserDataMasked),
+		WorkloadDataDecrypted: secret.New(in.WorkloadDataDecrypted),
+		MetaData:              in.MetaData, VendorData: in.VendorData,
+		Signed: in.Signed, SignerNotBefore: in.SignerNotBefore, SignerNotAfter: in.SignerNotAfter, Warnings: in.Warnings,
+	}
+	if s := in.Syslog; s != nil {
+		p.Syslog = &Syslog{s.Host, s.Port, s.CA, s.Cert, secret.New(s.Key)}
+	}
+	for _, x := range in.Volumes {
+		v := Volume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate}
+		for _, s := range x.Passphrases {
+			v.Passphrases = append(v.Passphrases, secret.New(s))
+		}
+		p.Volumes = append(p.Volumes, v)
+	}
+	for _, a := range in.Auths {
+		p.Auths = append(p.Auths, Auth{a.Host, a.Username, secret.New(a.Password)})
+	}
+	for _, e := range in.Env {
+		p.Env = append(p.Env, Var{e.Name, secret.New(e.Value)})
+	}
+	return p
+}
+
+// check repeats the rules whose breach would let the child steer the agent.
+func (p *Plan) check() error {
+	if p.Hostname != "" && (!validName(p.Hostname) || len(p.Hostname) > maxHostname) {
+		return errors.New("host name")
+	}
+	if p.TokensDecrypted < 0 || p.TokensIgnored < 0 || len(p.Volumes) > maxVolumes || len(p.Env) > 2*maxEnv || len(p.Warnings) > maxFindings {
+		return errors.New("counts")
+	}
+	if p.Compose == nil {
+		return errors.New("no workload")
+	}
+	if err := p.Network.check(); err != nil {
+		return err
+	}
+	if s := p.Syslog; s != nil && (!validHost(s.Host) || s.Port < 1 || s.Port > 65535) {
+		return errors.New("log target")
+	}
+	mounts := map[string]bool{}
+	for _, v := range p.Volumes {
+		if !volumeKey.MatchString(v.Name) || len(v.Name) > 255 || !validMount(v.Mount) || reservedMount(v.Mount) || mounts[v.Mount] {
+			return errors.New("volume name or mount")
+		}
+		mounts[v.Mount] = true
+		if v.Filesystem != "ext4" && v.Filesystem != "xfs" && v.Filesystem != "btrfs" {
+			return errors.New("file system")
+		}
+		if n := len(v.Passphrases); n < 1 || n > 8 {
+			return errors.New("passphrases")
+		}
+		for _, s := range v.Passphrases {
+			if s.Len() != 64 {
+				return errors.New("passphrase")
+			}
+		}
+	}
+	for _, a := range p.Auths {
+		if a.Host != registry(a.Host) || !validAuthHost(a.Host) {
+			return errors.New("registry")
+		}
+	}
+	for _, e := range p.Env {
+		if !envKey.MatchString(e.Name) || bytes.IndexByte(e.Value.Bytes(), 0) >= 0 {
+			return errors.New("variable")
+		}
+	}
+	for _, d := range p.Digests {
+		if !digestLine.MatchString(d.SHA256 + " " + d.Name) {
+			return errors.New("digest")
+		}
+	}
+	return nil
+}
+
+func (n *Network) check() error {
+	if n == nil {
+		return nil
+	}
+	if len(n.Links) < 1 || len(n.Links) > maxLinks {
+		return errors.New("links")
+	}
+	for _, l := range n.Links {
+		if !linkName.MatchString(l.Name) || len(l.Name) > 15 || l.MTU < 0 || l.MTU > 65535 {
+			return errors.New("link")
+		}
+		for _, a := range l.Addresses {
+			if !a.IsValid() {
+				return errors.New("address")
+			}
+		}
+		for _, rt := range l.Routes {
+			if !rt.To.IsValid() || !rt.Via.IsValid() {
+				return errors.New("route")
+			}
+		}
+		for _, s := range l.Nameservers {
+			if s == (netip.Addr{}) {
+				return errors.New("name server")
+			}
+		}
+		for _, s := range l.Search {
+			if !validName(s) {
+				return errors.New("search domain")
+			}
+		}
+	}
+	return nil
+}
