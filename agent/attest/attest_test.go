@@ -104,3 +104,41 @@ func TestValidUntil(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+// TestEncryptedRecordOpensByThePublishedScript runs the commands of IBM's
+// documentation, bash variable and all.
+func TestEncryptedRecordOpensByThePublishedScript(t *testing.T) {
+	dir := t.TempDir()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := Encrypt(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), []byte("the record\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{
+		"enc": token, "key": pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("bash", "-euc", `
+		PASSWORD=$(cut -d. -f2 enc | base64 -d | openssl pkeyutl -decrypt -inkey key)
+		cut -d. -f3 enc | base64 -d | openssl aes-256-cbc -d -pbkdf2 -pass pass:"$PASSWORD"`)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != "the record\n" {
+		t.Errorf("%v: %q", err, out)
+	}
+	for name, bad := range map[string]string{"not PEM": "x", "not a key": "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"} {
+		if _, err := Encrypt([]byte(bad), []byte("x")); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+}

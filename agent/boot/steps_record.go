@@ -16,7 +16,6 @@ import (
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
 	"hpcr/agent/hpl"
-	"hpcr/contract"
 )
 
 // signRecord writes down what this guest runs, has it signed, and destroys the
@@ -48,7 +47,7 @@ func (g *Guest) signRecord(ctx context.Context) error {
 	checksums := attest.File{Name: "se-checksums.txt", Data: text}
 	if pub := g.plan.AttestationPublicKey; pub != nil {
 		g.Console.Bootloader("encrypt attestation document...")
-		token, err := contract.EncryptRecord(pub, text)
+		token, err := attest.Encrypt(pub, text)
 		if err != nil {
 			return hpl.Wrap(err, "HPL11002E", "/attestationPublicKey", "give an RSA public key in PEM, or its base64")
 		}
