@@ -1,0 +1,201 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"hpcr/agent/hpl"
+	"hpcr/agent/secret"
+	"hpcr/disk/luks2"
+)
+
+// part is a volume's place on its disk; it satisfies luks2.Device.
+type part struct {
+	f           *os.File
+	start, size int64
+}
+
+func (p part) Sync() error { return p.f.Sync() }
+
+func (p part) ReadAt(b []byte, at int64) (int, error) {
+	return io.NewSectionReader(p.f, p.start, p.size).ReadAt(b, at)
+}
+
+func (p part) WriteAt(b []byte, at int64) (int, error) {
+	if at < 0 || at+int64(len(b)) > p.size {
+		return 0, errors.New("write outside the volume")
+	}
+	return p.f.WriteAt(b, p.start+at)
+}
+
+// openDisk opens the node and makes sure that it still is the disk that was
+// probed.
+func openDisk(d *found) (*os.File, place, error) {
+	f, err := os.OpenFile(d.node(), os.O_RDWR, 0)
+	if err != nil {
+		return nil, place{}, err
+	}
+	var p place
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		p.major, p.minor, err = deviceNumber(f)
+	}
+	if err == nil && size != d.size {
+		err = errors.New("the disk's size changed")
+	}
+	if err != nil {
+		return nil, place{}, errors.Join(err, f.Close())
+	}
+	return f, p, nil
+}
+
+// create makes the volume on a disk that was found blank, or on which our own
+// creation was cut off.
+func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error {
+	kdf := luks2.KDF(op.KDF)
+	fail := func(code hpl.Code, err error, detail string) error { return hpl.Wrap(err, code, s.Path, detail) }
+	if !s.MayCreate {
+		return hpl.New("HPL02002E", s.Path, "the disk is empty and a new volume needs seeds of at least 15 characters: use longer seeds, or attach the volume's disk")
+	}
+	if err := kdf.Check(); err != nil {
+		return fail("HPL02002E", err, "the key derivation cost of the image's policy is outside what a volume may have")
+	}
+	if err := op.enoughMemory(kdf.MemoryKiB); err != nil {
+		return fail("HPL02002E", err, "the guest has too little memory for the key derivation of the image's policy")
+	}
+	fs := filesystems[s.Filesystem]
+	if _, err := tool(fs.make[0]); err != nil {
+		return fail("HPL02005E", err, "this image cannot make a "+s.Filesystem+" file system: use ext4")
+	}
+	parts, err := layout(d.size)
+	if err != nil {
+		return fail("HPL07003E", err, fmt.Sprintf("the disk is too small: a volume needs at least %d MiB", minDiskSize/mib))
+	}
+
+	op.Log.Warn("creating a new volume: everything on this disk is lost", "volume", s.Name, "disk", d.name, "bytes", d.size)
+	f, p, err := openDisk(d)
+	if err != nil {
+		return fail("HPL02120E", err, "the disk "+d.name+" cannot be opened for writing")
+	}
+	defer f.Close()
+	dev := part{f, parts[1].start, parts[1].size}
+	if err := luks2.Mark(dev); err != nil {
+		return fail("HPL02002E", err, "the disk "+d.name+" cannot be written to")
+	}
+	if err := errors.Join(writeGPT(f, d.size, d.block, parts), f.Sync()); err != nil {
+		return fail("HPL07003E", err, "the partition table cannot be written")
+	}
+	if err := createMetadata(ctx, d.node()); err != nil {
+		return fail("HPL07007E", err, "the metadata partition cannot be made")
+	}
+	o, err := luks2.Format(dev, dev.size, luks2.FormatOptions{Passphrase: s.Passphrases[0], Name: s.Name, KDF: kdf})
+	if err != nil {
+		return fail("HPL02002E", err, "the volume cannot be formatted")
+	}
+	defer o.Key.Wipe()
+	v.Created, v.Kind = true, string(Ours)
+	return op.finish(ctx, s, v, dev, p, o)
+}
+
+// open unlocks the volume on a disk and maps it. An error that is
+// luks2.ErrPassphrase or ErrSeal says that the disk is another volume's.
+func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
+	im := d.content.Image
+	if err := op.enoughMemory(im.MaxMemoryKiB()); err != nil {
+		return hpl.Wrap(err, "HPL02003E", s.Path, "the guest has too little memory for the volume's key derivation: give it more")
+	}
+	f, p, err := openDisk(d)
+	if err != nil {
+		return hpl.Wrap(err, "HPL02120E", s.Path, "the disk "+d.name+" cannot be opened for writing")
+	}
+	defer f.Close()
+	dev := part{f, d.content.Start, d.content.Size}
+	if im.Kind() == luks2.ForeignLUKS {
+		return op.openForeign(ctx, s, v, d, dev, p)
+	}
+	for _, passphrase := range s.Passphrases {
+		var o *luks2.Opened
+		if o, err = im.Unlock(ctx, passphrase, s.Name); errors.Is(err, luks2.ErrPassphrase) {
+			continue
+		} else if err != nil {
+			break
+		}
+		defer o.Key.Wipe()
+		if !o.Fresh {
+			op.Log.Warn("one header copy was lost and is written anew", "volume", s.Name, "generation", o.Generation)
+			if err := o.Repair(dev, s.Name); err != nil {
+				return hpl.Wrap(err, "HPL02003E", s.Path, "the volume's header cannot be repaired")
+			}
+		}
+		v.Kind = string(Ours)
+		return op.finish(ctx, s, v, dev, p, o)
+	}
+	return err
+}
+
+// finish maps a volume of our make, and makes its file system where creation
+// has not come so far.
+func (op *opener) finish(ctx context.Context, s Spec, v *Volume, dev part, p place, o *luks2.Opened) error {
+	p.start, p.size, p.sectorSize = dev.start+o.DataOffset, dev.size-o.DataOffset, o.SectorSize
+	if err := op.attach(s, v, p, o.Key); err != nil {
+		return err
+	}
+	if o.State != luks2.Ready {
+		if err := filesystems[s.Filesystem].create(ctx, v.Device); err != nil {
+			return hpl.Wrap(err, "HPL02005E", s.Path, "the file system cannot be made")
+		}
+		if err := o.Commit(dev, s.Name, luks2.Ready); err != nil {
+			return hpl.Wrap(err, "HPL02002E", s.Path, "the volume's header cannot be written")
+		}
+	}
+	v.Generation = o.Generation
+	op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind, "generation", v.Generation, "created", v.Created)
+	return nil
+}
+
+func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, dev part, p place) error {
+	f, err := d.content.Image.Foreign()
+	if err != nil {
+		return hpl.Wrap(err, "HPL02003E", s.Path, "the volume cannot be read")
+	}
+	p.start, p.size, p.sectorSize = dev.start+f.DataOffset, dev.size-f.DataOffset, f.SectorSize
+	for _, passphrase := range s.Passphrases {
+		var key *secret.Secret
+		key, err = liftForeign(ctx, f, passphrase, d.node(), v.mapName, p)
+		if errors.Is(err, luks2.ErrPassphrase) {
+			continue
+		}
+		if err != nil {
+			return hpl.Wrap(err, "HPL02003E", s.Path, "the volume's header is not one that may be opened")
+		}
+		defer key.Wipe()
+		v.Kind = string(ForeignLUKS)
+		op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind)
+		return op.attach(s, v, p, key)
+	}
+	return err
+}
+
+func (op *opener) attach(s Spec, v *Volume, p place, key *secret.Secret) error {
+	m, err := mapVolume(v.mapName, p, key)
+	if err != nil {
+		return hpl.Wrap(err, "HPL02003E", s.Path, "the kernel does not map the volume")
+	}
+	v.mapping, v.Device = m, m.node
+	return nil
+}
+
+// enoughMemory keeps a derivation from taking the guest down with it.
+func (op *opener) enoughMemory(kib uint32) error {
+	have, err := availableKiB()
+	if err != nil {
+		return err
+	}
+	if need := uint64(kib) + 32<<10; have < need {
+		return fmt.Errorf("%d KiB needed, %d KiB available", need, have)
+	}
+	return nil
+}

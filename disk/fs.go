@@ -1,0 +1,142 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// filesystem is one that a volume may have.
+type filesystem struct {
+	make      []string // command and arguments before the device
+	makeLimit time.Duration
+	check     []string // nil: the kernel replays its journal at mount, no more
+	options   string   // for mount
+}
+
+// filesystems by the name that the contract uses.
+var filesystems = map[string]filesystem{
+	"ext4": {
+		make:      []string{"mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"},
+		makeLimit: 10 * time.Minute,
+		check:     []string{"e2fsck", "-p"},
+		options:   "errors=remount-ro",
+	},
+	"xfs":   {make: []string{"mkfs.xfs", "-q", "-f", "-K"}, makeLimit: 10 * time.Minute},
+	"btrfs": {make: []string{"mkfs.btrfs", "-q", "-f", "-K"}, makeLimit: 10 * time.Minute},
+}
+
+const (
+	checkLimit = 15 * time.Minute
+	toolMemory = 2 << 30 // address space of a child, bytes
+	toolOutput = 8 << 10 // bytes kept for the owner's log
+	e2fsckBad  = 4       // exit bits from here on: errors are left
+)
+
+var toolDirs = []string{"/sbin", "/usr/sbin", "/bin", "/usr/bin"}
+
+// tool finds a program of the image.
+func tool(name string) (string, error) {
+	for _, dir := range toolDirs {
+		if path := filepath.Join(dir, name); isProgram(path) {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not in this image", name)
+}
+
+func isProgram(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
+}
+
+// runTool runs a program that works on a disk's content: no input, little
+// environment, bounded time, memory and output.
+func runTool(ctx context.Context, limit time.Duration, command ...string) error {
+	path, err := tool(command[0])
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var out tail
+	cmd := exec.CommandContext(ctx, path, command[1:]...)
+	cmd.Env = []string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin", "LC_ALL=C"}
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = 5 * time.Second
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", command[0], err)
+	}
+	if err := limitChild(cmd.Process.Pid, toolMemory); err != nil {
+		cancel()
+		return errors.Join(err, cmd.Wait())
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%s: %w: %q", command[0], errors.Join(ctx.Err(), err), out.b)
+	}
+	return nil
+}
+
+// tail keeps the end of what is written to it.
+type tail struct{ b []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.b = append(t.b, p...)
+	if over := len(t.b) - toolOutput; over > 0 {
+		t.b = t.b[over:]
+	}
+	return len(p), nil
+}
+
+func (f filesystem) create(ctx context.Context, node string) error {
+	return runTool(ctx, f.makeLimit, append(f.make[:len(f.make):len(f.make)], node)...)
+}
+
+// repair checks before mount. What e2fsck mended by itself is fine.
+func (f filesystem) repair(ctx context.Context, node string) error {
+	if f.check == nil {
+		return nil
+	}
+	err := runTool(ctx, checkLimit, append(f.check[:len(f.check):len(f.check)], node)...)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 && exit.ExitCode() < e2fsckBad {
+		return nil
+	}
+	return err
+}
+
+// createMetadata makes partition 1 of HPCR's layout: an empty ext4 that
+// nothing here ever mounts or reads. The partition is addressed by its
+// offset, without the kernel's partition nodes.
+func createMetadata(ctx context.Context, node string) error {
+	command := append([]string{}, filesystems["ext4"].make...)
+	command[len(command)-1] += ",offset=" + strconv.Itoa(metadataStart)
+	return runTool(ctx, filesystems["ext4"].makeLimit, append(command, "-L", "metadata", node, strconv.Itoa(metadataSize/4096))...)
+}
+
+// detectFilesystem says which of the table's file systems r holds.
+func detectFilesystem(r io.ReaderAt) (string, error) {
+	head := make([]byte, 68<<10)
+	if _, err := r.ReadAt(head, 0); err != nil {
+		return "", fmt.Errorf("read file system: %w", err)
+	}
+	switch {
+	case bytes.HasPrefix(head[0x10040:], []byte("_BHRfS_M")):
+		return "btrfs", nil
+	case strings.HasPrefix(string(head[:4]), "XFSB"):
+		return "xfs", nil
+	case binary.LittleEndian.Uint16(head[1080:]) == 0xEF53:
+		return "ext4", nil
+	}
+	return "", errors.New("no known file system in the volume")
+}

@@ -1,0 +1,185 @@
+package disk
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"slices"
+	"unicode/utf16"
+
+	"hpcr/disk/luks2"
+)
+
+// HPCR's layout: partition 1 `metadata`, 100 MiB; partition 2 `data`, the rest.
+const (
+	mib           = 1 << 20
+	metadataStart = 1 * mib
+	metadataSize  = 100 * mib
+	dataStart     = metadataStart + metadataSize
+	tailSize      = 1 * mib // the backup table's place, and alignment
+	minDiskSize   = dataStart + luks2.MinSize + tailSize
+
+	gptEntries   = 128
+	gptEntrySize = 128
+	gptTable     = gptEntries * gptEntrySize
+	gptHeader    = 92
+	gptMagic     = "EFI PART"
+)
+
+// Partition types, as they stand on disk (mixed endian).
+var (
+	typeLinux = guid("0FC63DAF-8483-4772-8E79-3D69D8477DE4") // Linux file system
+	typeLUKS  = guid("CA7D7CCB-63ED-4C53-861C-1742536059CC") // Linux LUKS
+)
+
+type partition struct {
+	name  string
+	kind  [16]byte
+	start int64 // bytes
+	size  int64
+}
+
+// layout is what a new disk of this size gets.
+func layout(size int64) ([]partition, error) {
+	if size < minDiskSize {
+		return nil, errors.New("the disk is too small")
+	}
+	end := (size - tailSize) / mib * mib
+	return []partition{
+		{"metadata", typeLinux, metadataStart, metadataSize},
+		{"data", typeLUKS, dataStart, end - dataStart},
+	}, nil
+}
+
+// writeGPT writes both tables and the protective MBR. block is the disk's
+// logical block size.
+func writeGPT(w io.WriterAt, size, block int64, parts []partition) error {
+	entries := make([]byte, gptTable)
+	for i, p := range parts {
+		e := entries[i*gptEntrySize:]
+		copy(e, p.kind[:])
+		copy(e[16:32], randomGUID())
+		binary.LittleEndian.PutUint64(e[32:], uint64(p.start/block))
+		binary.LittleEndian.PutUint64(e[40:], uint64((p.start+p.size)/block-1))
+		for j, u := range utf16.Encode([]rune(p.name)) {
+			binary.LittleEndian.PutUint16(e[56+2*j:], u)
+		}
+	}
+	last := size/block - 1
+	tableBlocks := (gptTable + block - 1) / block
+	id := randomGUID()
+	header := func(self, other, table int64) []byte {
+		h := make([]byte, block)
+		copy(h, gptMagic)
+		le := binary.LittleEndian
+		le.PutUint32(h[8:], 0x00010000)
+		le.PutUint32(h[12:], gptHeader)
+		le.PutUint64(h[24:], uint64(self))
+		le.PutUint64(h[32:], uint64(other))
+		le.PutUint64(h[40:], uint64(2+tableBlocks))
+		le.PutUint64(h[48:], uint64(last-1-tableBlocks))
+		copy(h[56:72], id)
+		le.PutUint64(h[72:], uint64(table))
+		le.PutUint32(h[80:], gptEntries)
+		le.PutUint32(h[84:], gptEntrySize)
+		le.PutUint32(h[88:], crc32.ChecksumIEEE(entries))
+		le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:gptHeader]))
+		return h
+	}
+	mbr := make([]byte, block)
+	copy(mbr[446:], []byte{0, 0, 2, 0, 0xEE, 0xFF, 0xFF, 0xFF})
+	binary.LittleEndian.PutUint32(mbr[454:], 1)
+	binary.LittleEndian.PutUint32(mbr[458:], uint32(min(last, 0xFFFFFFFF)))
+	mbr[510], mbr[511] = 0x55, 0xAA
+	for _, part := range []struct {
+		b  []byte
+		at int64
+	}{
+		{entries, last - tableBlocks}, {header(last, 1, last-tableBlocks), last},
+		{entries, 2}, {header(1, last, 2), 1},
+		{mbr, 0},
+	} {
+		if _, err := w.WriteAt(part.b, part.at*block); err != nil {
+			return fmt.Errorf("write partition table: %w", err)
+		}
+	}
+	return nil
+}
+
+// errNoGPT: the disk has no GUID partition table.
+var errNoGPT = errors.New("no partition table")
+
+// readGPT reads the primary table. The backup is never used: a disk whose
+// primary table is damaged is for its owner to mend.
+func readGPT(r io.ReaderAt, size, block int64) ([]partition, error) {
+	h := make([]byte, block)
+	if _, err := r.ReadAt(h, block); err != nil {
+		return nil, fmt.Errorf("read partition table: %w", err)
+	}
+	if !bytes.HasPrefix(h, []byte(gptMagic)) {
+		return nil, errNoGPT
+	}
+	le := binary.LittleEndian
+	sum := le.Uint32(h[16:])
+	clear(h[16:20])
+	table, last := int64(le.Uint64(h[72:])), size/block
+	if le.Uint32(h[12:]) != gptHeader || crc32.ChecksumIEEE(h[:gptHeader]) != sum || le.Uint64(h[24:]) != 1 ||
+		le.Uint32(h[80:]) != gptEntries || le.Uint32(h[84:]) != gptEntrySize ||
+		table < 2 || table > last-(gptTable+block-1)/block {
+		return nil, errBadGPT
+	}
+	entries := make([]byte, gptTable)
+	if _, err := r.ReadAt(entries, table*block); err != nil {
+		return nil, fmt.Errorf("read partition table: %w", err)
+	}
+	if crc32.ChecksumIEEE(entries) != le.Uint32(h[88:]) {
+		return nil, errBadGPT
+	}
+	var parts []partition
+	for e := range slices.Chunk(entries, gptEntrySize) {
+		var p partition
+		copy(p.kind[:], e)
+		if p.kind == [16]byte{} {
+			continue
+		}
+		from, to := le.Uint64(e[32:]), le.Uint64(e[40:])
+		if from < 1 || to < from || to >= uint64(last) {
+			return nil, errBadGPT
+		}
+		p.start, p.size = int64(from)*block, int64(to-from+1)*block
+		for _, q := range parts {
+			if p.start < q.start+q.size && q.start < p.start+p.size {
+				return nil, errBadGPT
+			}
+		}
+		parts = append(parts, p)
+	}
+	return parts, nil
+}
+
+var errBadGPT = errors.New("the partition table is damaged")
+
+func guid(text string) (g [16]byte) {
+	var a uint32
+	var b, c, d uint16
+	var e uint64
+	if _, err := fmt.Sscanf(text, "%08X-%04X-%04X-%04X-%012X", &a, &b, &c, &d, &e); err != nil {
+		panic(err) // a constant of this file
+	}
+	binary.LittleEndian.PutUint32(g[0:], a)
+	binary.LittleEndian.PutUint16(g[4:], b)
+	binary.LittleEndian.PutUint16(g[6:], c)
+	binary.BigEndian.PutUint64(g[8:], uint64(d)<<48|e)
+	return g
+}
+
+func randomGUID() []byte {
+	g := make([]byte, 16)
+	rand.Read(g)
+	g[7], g[8] = g[7]&0x0f|0x40, g[8]&0x3f|0x80
+	return g
+}

@@ -1,0 +1,282 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"hpcr/agent/hpl"
+	"hpcr/agent/secret"
+	"hpcr/disk/luks2"
+)
+
+// Spec is a volume as the contract names it.
+type Spec struct {
+	Name       string // also the serial that a disk is looked for by
+	Path       string // in the contract, for messages
+	Mount      string // absolute
+	Filesystem string // used at creation only; "" = ext4
+	// Passphrases in order of trial; [0] creates. Borrowed.
+	Passphrases []*secret.Secret
+	MayCreate   bool
+}
+
+// KDF is the argon2id cost of a volume that is created.
+type KDF struct {
+	MemoryKiB, Time, Parallel uint32
+}
+
+// Options of OpenAll.
+type Options struct {
+	KDF     KDF           // zero: 256 MiB, 4 passes, 2 lanes
+	Wait    time.Duration // for a disk to appear; 0 = 900 s
+	Exclude []string      // kernel names of disks that hold something else: "vda"
+	Log     *slog.Logger  // the owner's; nil = none
+}
+
+const (
+	defaultWait = 900 * time.Second
+	poll        = 100 * time.Millisecond
+	settle      = 3 // polls without a change before a disk is chosen by content
+	closeLimit  = 10 * time.Second
+)
+
+// OpenAll finds, creates or unlocks, maps, checks and mounts all volumes, one
+// after the other: each derivation may take half of the guest's memory. On an
+// error, which is a *hpl.Error, whatever was opened is closed again. The
+// volumes come in the order of specs.
+func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
+	if o.KDF == (KDF{}) {
+		o.KDF = KDF{MemoryKiB: 256 << 10, Time: 4, Parallel: 2}
+	}
+	if o.Wait == 0 {
+		o.Wait = defaultWait
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	op := &opener{Options: o, volumes: make([]*Volume, len(specs)), tried: map[[2]string]error{}}
+	for i, s := range specs {
+		if s.Filesystem == "" {
+			s.Filesystem = "ext4"
+		}
+		if err := checkSpec(s, op.specs); err != nil {
+			return nil, err
+		}
+		op.specs = append(op.specs, s)
+		op.volumes[i] = &Volume{Name: s.Name, Path: s.Path, Mount: s.Mount, mapName: fmt.Sprintf("hpcr-%d", i+1), log: o.Log}
+	}
+	err := op.attachAll(ctx)
+	if err == nil {
+		err = op.mountAll(ctx)
+	}
+	if err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
+		defer cancel()
+		for _, v := range slices.Backward(op.volumes) {
+			if cerr := v.Close(undo); cerr != nil {
+				o.Log.Error("closing after a failure", "volume", v.Path, "error", cerr)
+			}
+		}
+		return nil, hpl.From(err)
+	}
+	return op.volumes, nil
+}
+
+// guestPaths are those that the guest itself lives by: no volume may cover
+// them.
+var guestPaths = []string{"/bin", "/data1", "/dev", "/etc", "/init", "/keys", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys",
+	"/usr", "/var/hyperprotect", "/var/lib/containerd"}
+
+func checkSpec(s Spec, before []Spec) error {
+	if _, ok := filesystems[s.Filesystem]; !ok {
+		return hpl.New("HPL02005E", s.Path+"/filesystem", "the file system is not known: use ext4, xfs or btrfs")
+	}
+	if len(s.Passphrases) == 0 || s.Name == "" {
+		return hpl.New("HPL02121E", s.Path, "the volume has no seeds")
+	}
+	for _, p := range guestPaths {
+		if s.Mount == p || strings.HasPrefix(s.Mount, p+"/") || strings.HasPrefix(p, s.Mount+"/") {
+			return hpl.New("HPL02007E", s.Path+"/mount", "the guest itself uses this path: choose another one, such as /mnt/data")
+		}
+	}
+	if clean := cleanMount(s.Mount); clean != s.Mount || s.Mount == "/" {
+		return hpl.New("HPL02007E", s.Path+"/mount", "the mount path must be absolute and plain, such as /mnt/data")
+	}
+	for _, b := range before {
+		if b.Name == s.Name || b.Mount == s.Mount {
+			return hpl.New("HPL02121E", s.Path, "two volumes have the same name or mount path")
+		}
+	}
+	return nil
+}
+
+// opener is the work of one OpenAll.
+type opener struct {
+	Options
+	specs   []Spec
+	volumes []*Volume
+	disks   []*found
+	tried   map[[2]string]error // volume name and disk: why it did not open
+}
+
+// attachAll gives each volume its disk, mapped.
+func (op *opener) attachAll(ctx context.Context) error {
+	end := time.Now().Add(op.Wait)
+	for stable := 0; ; stable++ {
+		changed, err := op.look()
+		if err != nil {
+			return hpl.Wrap(err, "HPL02120E", "", "the guest cannot list its disks")
+		}
+		if changed {
+			stable = 0
+		}
+		for progress := true; progress; {
+			if progress, err = op.round(ctx, stable >= settle); err != nil {
+				return err
+			}
+		}
+		pending := op.pending()
+		if len(pending) == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return hpl.New("HPL02122E", op.specs[pending[0]].Path,
+				"no disk for this volume was attached: attach an empty disk, or its own, with the volume's name as serial")
+		}
+		select {
+		case <-ctx.Done():
+			return hpl.Wrap(ctx.Err(), "HPL02122E", op.specs[pending[0]].Path, "no disk for this volume was attached in time")
+		case <-time.After(poll):
+		}
+	}
+}
+
+// pending lists the specs without a disk, by index.
+func (op *opener) pending() []int {
+	var all []int
+	for i, v := range op.volumes {
+		if v.mapping == nil {
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
+func (op *opener) names(of []int) []string {
+	var all []string
+	for _, i := range of {
+		all = append(all, op.specs[i].Name)
+	}
+	return all
+}
+
+// round goes over the pending volumes once and says whether one got a disk.
+// Disks without a fitting serial are looked at only once the set of disks
+// has settled: the volume's own may be about to appear.
+func (op *opener) round(ctx context.Context, settled bool) (bool, error) {
+	all := make([]string, len(op.specs))
+	for i, s := range op.specs {
+		all[i] = s.Name
+	}
+	pending := op.pending()
+	verdicts := make([]verdict, len(pending))
+	var failed error
+	for n, i := range pending {
+		s, v := op.specs[i], op.volumes[i]
+		if !settled && !slices.ContainsFunc(op.disks, func(f *found) bool { return f.names(s.Name) }) {
+			continue
+		}
+		verdicts[n] = decide(s, op.names(pending), all, op.disks)
+		if len(verdicts[n].open) == 0 {
+			failed = errors.Join(failed, verdicts[n].err)
+			continue
+		}
+		claimed, err := op.tryEach(ctx, s, v, verdicts[n].open)
+		if claimed {
+			return true, nil
+		}
+		failed = errors.Join(failed, err)
+	}
+	if failed != nil {
+		return false, failed // before anything is created in a boot that fails
+	}
+	for n, i := range pending {
+		if d := verdicts[n].create; d != nil {
+			if err := op.create(ctx, op.specs[i], op.volumes[i], d); err != nil {
+				return false, err
+			}
+			d.claimed = true
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// tryEach opens the first disk that fits. That none fits is an error at once:
+// a wrong seed must not look like a missing disk.
+func (op *opener) tryEach(ctx context.Context, s Spec, v *Volume, disks []*found) (bool, error) {
+	var last error
+	for _, d := range disks {
+		key := [2]string{s.Name, d.name + "\x00" + d.sequence}
+		err, known := op.tried[key]
+		if !known {
+			err = op.open(ctx, s, v, d)
+			op.tried[key] = err
+		}
+		if err == nil {
+			d.claimed = true
+			return true, nil
+		}
+		if !errors.Is(err, luks2.ErrPassphrase) && !errors.Is(err, luks2.ErrSeal) {
+			return false, err
+		}
+		if last == nil || errors.Is(err, luks2.ErrSeal) {
+			last = err
+		}
+	}
+	detail := "the volume does not open with these seeds: check the seeds of both contract sections, and that this is the right disk"
+	if errors.Is(last, luks2.ErrSeal) {
+		detail = "the seeds are right, but the volume's header was changed or belongs to a volume of another name: attach the right disk; if its owner changed a key slot, run hpcrctl volume reseal"
+	}
+	return false, hpl.Wrap(last, "HPL02003E", s.Path, detail)
+}
+
+// look lists and probes the disks anew; a disk that has not changed keeps
+// what was found.
+func (op *opener) look() (changed bool, err error) {
+	now, err := scan(op.Exclude)
+	if err != nil {
+		return false, err
+	}
+	var next []*found
+	changed = len(now) != len(op.disks)
+	for _, d := range now {
+		if i := slices.IndexFunc(op.disks, func(f *found) bool { return f.blockDevice == d }); i >= 0 {
+			next = append(next, op.disks[i])
+			continue
+		}
+		changed = true
+		f := &found{blockDevice: d}
+		f.content, f.err = probeNode(d)
+		f.claimed = f.err == nil && f.content.Kind == Foreign && holdsCidata(d) // a disk with another purpose
+		op.Log.Info("disk found", "disk", d.name, "bytes", d.size, "kind", f.content.Kind, "error", errors.Join(f.err, f.content.Reason))
+		next = append(next, f)
+	}
+	op.disks = next
+	return changed, nil
+}
+
+func probeNode(d blockDevice) (Content, error) {
+	f, err := os.Open(d.node())
+	if err != nil {
+		return Content{}, err
+	}
+	defer f.Close()
+	return Probe(f, d.size, d.block)
+}
