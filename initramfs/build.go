@@ -1,0 +1,400 @@
+package initramfs
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"hpcr/contract"
+)
+
+// BuildOptions say what image to build.
+type BuildOptions struct {
+	Arch   string   // "amd64" or "s390x"
+	Keys   []string // keys folders; the first signs
+	Dev    bool
+	Policy string // policy file; "" = defaults
+	Out    string // image folder; replaced as a whole
+	Source string // source tree; "" = found
+	Agent  string // package of the guest's binary; "" = ./cmd/hpcr
+	Log    io.Writer
+}
+
+// Part is one file of an image, or a range of one.
+type Part struct {
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"`
+}
+
+// Manifest is what an auditor compares an image with.
+type Manifest struct {
+	Schema      int             `json:"schema"`
+	Version     string          `json:"version"`
+	Arch        string          `json:"arch"`
+	Flavour     string          `json:"flavour"`
+	BuildTime   int64           `json:"buildTime"`
+	Kernel      string          `json:"kernel"`
+	CommandLine string          `json:"commandLine"`
+	Parts       map[string]Part `json:"parts"`
+	// Base is the keyless part: the first Size bytes of initrd.
+	Base       Part            `json:"base"`
+	Agent      Part            `json:"agent"`
+	Runc       Part            `json:"runc"`
+	PublicKeys PublicKeys      `json:"publicKeys"`
+	Policy     contract.Policy `json:"policy"`
+	Modules    []string        `json:"modules"`
+	Packages   []Package       `json:"packages"`
+	Go         string          `json:"go"`
+	Inputs     string          `json:"inputs"` // hash over all inputs: equal inputs, equal image
+}
+
+// PublicKeys are the PEM public keys whose private halves the image holds.
+type PublicKeys struct {
+	Contract    []string `json:"contract"`
+	Attestation string   `json:"attestation"`
+}
+
+// Names of an image folder's files.
+const (
+	KernelFile   = "kernel"
+	InitrdFile   = "initrd"
+	ParmFile     = "parmfile"
+	ManifestFile = "manifest.json"
+	SBOMFile     = "sbom.spdx.json"
+)
+
+// The hard links of the guest's one binary; the first owns the bytes.
+var applets = []string{"init", "bin/agent", "bin/contract", "bin/signer", "bin/containerd", "bin/containerd-shim-runc-v2", "bin/sync"}
+
+// Build makes an image folder.
+func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
+	if o.Log == nil {
+		o.Log = io.Discard
+	}
+	flavour := FlavourRelease
+	if o.Dev {
+		flavour = FlavourDev
+	}
+	wantKernel, err := kernelWant(o.Arch)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrEnvironment, err)
+	}
+	if len(o.Keys) == 0 {
+		return nil, fmt.Errorf("%w: an image needs a keys folder (hpcrctl keys new)", ErrEnvironment)
+	}
+	var keys []*Keys
+	defer func() {
+		for _, k := range keys {
+			k.Wipe()
+		}
+	}()
+	for _, dir := range o.Keys {
+		k, err := ReadKeys(dir)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+		if k.Flavour != flavour {
+			return nil, fmt.Errorf("keys in %s are for %s images, this is a %s image: a release key must not enter an image that anyone can read, nor a dev key one that others trust", dir, k.Flavour, flavour)
+		}
+	}
+	if err := sameKeys(keys); err != nil {
+		return nil, err
+	}
+	policy, err := readPolicy(o.Policy, o.Dev)
+	if err != nil {
+		return nil, err
+	}
+	src, err := FindSource(ctx, o.Source)
+	if err != nil {
+		return nil, err
+	}
+
+	deb, err := NewDebian(o.Arch, o.Log)
+	if err != nil {
+		return nil, err
+	}
+	pkgs, err := deb.Fetch(ctx, "image", slices.Concat([]Want{wantKernel}, userlandPackages, seccompPackages))
+	if err != nil {
+		return nil, err
+	}
+	user := pkgs[1 : 1+len(userlandPackages)]
+	roots, err := unpackAll(ctx, deb, user)
+	if err != nil {
+		return nil, err
+	}
+	seccomp, err := unpackAll(ctx, deb, pkgs[1+len(userlandPackages):])
+	if err != nil {
+		return nil, err
+	}
+	krn, err := openKernel(ctx, deb, pkgs[0])
+	if err != nil {
+		return nil, err
+	}
+	agent, err := src.buildAgent(ctx, o.Arch, cmp.Or(o.Agent, "./cmd/hpcr"), o.Dev, o.Log)
+	if err != nil {
+		return nil, err
+	}
+	runc, err := src.buildRunc(ctx, o.Arch, seccomp, o.Log)
+	if err != nil {
+		return nil, err
+	}
+
+	m := &Manifest{
+		Schema: 1, Version: src.Version, Arch: o.Arch, Flavour: flavour, BuildTime: src.Time.Unix(),
+		Kernel: krn.release, CommandLine: commandLine(o.Arch), Policy: policy, Packages: pkgs, Go: src.Go,
+		Parts: map[string]Part{},
+	}
+	slices.SortFunc(m.Packages, func(a, b Package) int { return strings.Compare(a.Name, b.Name) })
+	for _, k := range keys {
+		m.PublicKeys.Contract = append(m.PublicKeys.Contract, string(k.ContractPublic))
+	}
+	m.PublicKeys.Attestation = string(keys[0].AttestationPublic)
+
+	base, err := baseTree(m, src, krn, roots, agent, runc)
+	if err != nil {
+		return nil, err
+	}
+	var raw, rawKeys bytes.Buffer
+	if err := base.Write(&raw, src.Time); err != nil {
+		return nil, err
+	}
+	if err := keysTree(keys).Write(&rawKeys, src.Time); err != nil {
+		return nil, err
+	}
+	defer clear(rawKeys.Bytes())
+	packed, err := compress(raw.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	m.Base = Part{hashBytes(packed), int64(len(packed))}
+	initrd := slices.Concat(packed, rawKeys.Bytes())
+	sbom, err := m.sbom(agent, runc)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{
+		KernelFile: krn.image,
+		InitrdFile: initrd,
+		ParmFile:   []byte(m.CommandLine),
+		SBOMFile:   sbom,
+	}
+	for name, data := range files {
+		m.Parts[name] = Part{hashBytes(data), int64(len(data))}
+	}
+	m.Inputs = hashStrings(m.Parts[KernelFile].SHA256, m.Parts[InitrdFile].SHA256, m.CommandLine)
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	files[ManifestFile] = append(text, '\n')
+	return m, replaceFolder(o.Out, files)
+}
+
+func readPolicy(file string, dev bool) (contract.Policy, error) {
+	var text []byte
+	if file != "" {
+		var err error
+		if text, err = os.ReadFile(file); err != nil {
+			return contract.Policy{}, fmt.Errorf("%w: %w", ErrEnvironment, err)
+		}
+	}
+	return contract.ParsePolicy(text, dev)
+}
+
+func unpackAll(ctx context.Context, d *Debian, pkgs []Package) ([]string, error) {
+	var dirs []string
+	for _, p := range pkgs {
+		dir, err := d.Unpack(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs, nil
+}
+
+// baseTree is the keyless part of the initrd. It fills in what the manifest
+// says of it.
+func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, agent, runc string) (*Tree, error) {
+	t := NewTree()
+	for _, dir := range []string{"dev", "proc", "sys", "tmp", "run", "newroot", "etc/hpcr", "var/lib/containerd", "var/hyperprotect", "data1", "mnt", "root"} {
+		t.Dir(dir, 0o755)
+	}
+	t.Dir("tmp", 0o1777)
+	t.Dir("root", 0o700)
+
+	bin, err := os.ReadFile(agent)
+	if err != nil {
+		return nil, err
+	}
+	m.Agent = Part{hashBytes(bin), int64(len(bin))}
+	t.File(applets[0], 0o755, bin)
+	for _, name := range applets[1:] {
+		if err := t.Link(name, applets[0]); err != nil {
+			return nil, err
+		}
+	}
+	if bin, err = os.ReadFile(runc); err != nil {
+		return nil, err
+	}
+	m.Runc = Part{hashBytes(bin), int64(len(bin))}
+	t.File("bin/runc", 0o755, bin)
+
+	if err := addPrograms(t, roots, m.Arch); err != nil {
+		return nil, err
+	}
+	bundle, err := caBundle(roots)
+	if err != nil {
+		return nil, err
+	}
+	t.File("etc/ssl/certs/ca-certificates.crt", 0o644, bundle)
+	t.File("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"))
+	t.File("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
+	t.Symlink("etc/mtab", "/proc/self/mounts")
+
+	groups := map[string][]string{}
+	for name, modules := range ModuleGroups(m.Arch) {
+		files, err := krn.modules.closure(modules)
+		if err != nil {
+			return nil, fmt.Errorf("module group %s: %w", name, err)
+		}
+		groups[name] = []string{}
+		for _, file := range files {
+			to := "lib/modules/" + krn.release + "/" + strings.TrimSuffix(file, ".xz")
+			groups[name] = append(groups[name], "/"+to)
+			if t.Has(to) {
+				continue
+			}
+			data, err := krn.modules.readModule(file)
+			if err != nil {
+				return nil, err
+			}
+			t.File(to, 0o644, data)
+			m.Modules = append(m.Modules, moduleName(file))
+		}
+	}
+	slices.Sort(m.Modules)
+	for name, v := range map[string]any{
+		"modules.json": map[string]any{"groups": groups},
+		"policy.json":  m.Policy,
+		"image.json": map[string]any{
+			"version": m.Version, "arch": m.Arch, "flavour": m.Flavour, "buildTime": m.BuildTime, "kernel": m.Kernel,
+		},
+	} {
+		data, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		t.File("etc/hpcr/"+name, 0o644, data)
+	}
+	return t, nil
+}
+
+// replaceFolder writes a folder beside the old one and swaps them, so that a
+// reader sees one image or the other and an interrupted build harms neither.
+func replaceFolder(dir string, files map[string][]byte) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("%w: %w", ErrEnvironment, err)
+	}
+	if err := ownFolder(dir); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".image-")
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrEnvironment, err)
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	for name, data := range files {
+		mode := os.FileMode(0o644)
+		if name == InitrdFile {
+			mode = 0o600 // the keys are in it
+		}
+		if err := os.WriteFile(filepath.Join(tmp, name), data, mode); err != nil {
+			return err
+		}
+	}
+	old := tmp + "-old"
+	defer os.RemoveAll(old)
+	if err := os.Rename(dir, old); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Rename(tmp, dir)
+}
+
+// ownFolder refuses to replace a folder that holds anything but an image.
+func ownFolder(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrEnvironment, err)
+	}
+	known := []string{KernelFile, InitrdFile, ParmFile, ManifestFile, SBOMFile, "se.img"}
+	for _, e := range entries {
+		if !slices.Contains(known, e.Name()) {
+			return fmt.Errorf("%w: %s holds %s, which is no part of an image: name another folder", ErrEnvironment, dir, e.Name())
+		}
+	}
+	return nil
+}
+
+// ReadManifest reads a manifest file.
+func ReadManifest(file string) (*Manifest, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrEnvironment, err)
+	}
+	var m Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return &m, nil
+}
+
+// Verify compares an image folder's files with a manifest. It proves that
+// they are the files the manifest speaks of, not that the manifest is true.
+func Verify(dir string, m *Manifest) error {
+	var errs []error
+	names := []string{KernelFile, InitrdFile, ParmFile}
+	for name := range m.Parts {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		want, ok := m.Parts[name]
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s: the manifest does not name it", name))
+			continue
+		}
+		if filepath.Base(name) != name {
+			errs = append(errs, fmt.Errorf("the manifest names a part outside of the folder: %q", name))
+			continue
+		}
+		sum, size, err := hashFile(filepath.Join(dir, name))
+		if err != nil {
+			errs = append(errs, err)
+		} else if sum != want.SHA256 || size != want.Size {
+			errs = append(errs, fmt.Errorf("%s: sha256 is %s (%d bytes), the manifest says %s (%d bytes)", name, sum, size, want.SHA256, want.Size))
+		}
+	}
+	return errors.Join(errs...)
+}
