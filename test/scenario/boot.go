@@ -133,9 +133,9 @@ func (l *Lab) Boot(t *testing.T, b Boot) *Result {
 	if err := json.Unmarshal(stdout.Bytes(), r); err != nil {
 		t.Fatalf("hpcrctl run ended with %d and no JSON: %v\nstdout: %s\nstderr: %s\nconsole:\n%s", r.Exit, err, stdout.Bytes(), stderr.Bytes(), tail(r.Console))
 	}
-	l.clean(t, "console", r.Console)
-	l.clean(t, "result", stdout.String())
-	l.clean(t, "tool's stderr", stderr.String())
+	l.Clean(t, "console", r.Console)
+	l.Clean(t, "result", stdout.String())
+	l.Clean(t, "tool's stderr", stderr.String())
 	return r
 }
 

@@ -89,8 +89,8 @@ func (r *Result) consoleCodes(t *testing.T, codes []string) {
 	}
 }
 
-// clean expects no secret and no text of the contract in what a host saw.
-func (l *Lab) clean(t *testing.T, what, seen string) {
+// Clean expects no secret and no text of the contract in what a host saw.
+func (l *Lab) Clean(t *testing.T, what, seen string) {
 	t.Helper()
 	// The scenario's own folder is the host's text, not the contract's.
 	lower := strings.ToLower(strings.ReplaceAll(seen, l.Dir, ""))

@@ -115,6 +115,13 @@ func (c Choice) takes(arch, name string) bool {
 	return c.Match == nil || c.Match.MatchString(full) || c.Match.MatchString(strings.ReplaceAll(full, " ", "_"))
 }
 
+// Any says whether there is something to run.
+func (c Choice) Any(all []Scenario) bool {
+	return slices.ContainsFunc(all, func(s Scenario) bool {
+		return slices.ContainsFunc(s.archs(c.Tier), func(arch string) bool { return c.takes(arch, s.Name) })
+	})
+}
+
 // measured is what a scenario cost.
 type measured struct {
 	arch, name     string
