@@ -38,9 +38,9 @@ func (c *converter) security() error {
 	for _, o := range cfg.SecurityOpt {
 		key, value, has := strings.Cut(strings.Replace(o, ":", "=", 1), "=")
 		switch {
-		case key == "no-new-privileges" && (!has || value == "true"):
-			c.out.NoNewPrivileges = true
+		case key == "no-new-privileges" && (!has || value == "true"): // the default here
 		case key == "no-new-privileges" && value == "false":
+			c.out.NewPrivileges = true
 		case key == "seccomp" && value == "unconfined":
 			c.out.Unconfined = true
 		case (key == "apparmor" || key == "label"): // neither AppArmor nor SELinux runs in the guest

@@ -104,7 +104,9 @@ func (c *converter) process() error {
 	}
 	c.out.WorkingDir, c.out.User, c.out.GroupAdd = cfg.WorkingDir, cfg.User, cfg.GroupAdd
 	c.out.TTY, c.out.StdinOpen = cfg.Tty, cfg.StdinOpen
-	c.out.Init = cfg.Init != nil && *cfg.Init
+	if cfg.Init != nil && *cfg.Init {
+		return c.refuse("init", "the guest has no init program for containers: put one such as tini into the image")
+	}
 	env, err := c.environment(cfg)
 	if err != nil {
 		return err

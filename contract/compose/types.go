@@ -65,21 +65,20 @@ type Service struct {
 	StopSignal  string        `json:"stopSignal,omitempty"`
 	StopGrace   time.Duration `json:"stopGrace"` // default 10 s
 
-	Privileged      bool              `json:"privileged,omitempty"`
-	ReadOnly        bool              `json:"readOnly,omitempty"`
-	Init            bool              `json:"init,omitempty"`
-	NoNewPrivileges bool              `json:"noNewPrivileges,omitempty"`
-	Unconfined      bool              `json:"unconfined,omitempty"` // seccomp=unconfined
-	CapAdd          []string          `json:"capAdd,omitempty"`     // "CAP_NET_ADMIN", "ALL"
-	CapDrop         []string          `json:"capDrop,omitempty"`
-	Devices         []Device          `json:"devices,omitempty"`
-	Sysctls         map[string]string `json:"sysctls,omitempty"`
-	PID             string            `json:"pid,omitempty"` // "", "host"
-	IPC             string            `json:"ipc,omitempty"` // "", "none", "host"
-	Ulimits         []Ulimit          `json:"ulimits,omitempty"`
-	ShmSize         int64             `json:"shmSize,omitempty"` // bytes; 0 = 64 MiB
-	Limits          Limits            `json:"limits"`
-	OOMScoreAdj     *int              `json:"oomScoreAdj,omitempty"`
+	Privileged    bool              `json:"privileged,omitempty"`
+	ReadOnly      bool              `json:"readOnly,omitempty"`
+	NewPrivileges bool              `json:"newPrivileges,omitempty"` // no-new-privileges:false: set-uid programs gain rights
+	Unconfined    bool              `json:"unconfined,omitempty"`    // seccomp=unconfined
+	CapAdd        []string          `json:"capAdd,omitempty"`        // "CAP_NET_ADMIN", "ALL"
+	CapDrop       []string          `json:"capDrop,omitempty"`
+	Devices       []Device          `json:"devices,omitempty"`
+	Sysctls       map[string]string `json:"sysctls,omitempty"`
+	PID           string            `json:"pid,omitempty"` // "", "host"
+	IPC           string            `json:"ipc,omitempty"` // "", "none", "host"
+	Ulimits       []Ulimit          `json:"ulimits,omitempty"`
+	ShmSize       int64             `json:"shmSize,omitempty"` // bytes; 0 = 64 MiB
+	Limits        Limits            `json:"limits"`
+	OOMScoreAdj   *int              `json:"oomScoreAdj,omitempty"`
 }
 
 // Path is where the service, or a field of it, stands in the contract, with
