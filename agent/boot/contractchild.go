@@ -75,8 +75,8 @@ func openContract(ctx context.Context, cidata []byte, o order, keys []*os.File) 
 }
 
 var (
-	refusalPath   = regexp.MustCompile(`^(/[A-Za-z0-9_.#-]{1,64}){0,32}$`)
-	refusalDetail = regexp.MustCompile(`^[ -~]{0,400}$`)
+	refusalPath   = regexp.MustCompile(`^(/[A-Za-z0-9_.#-]{1,64})*$`)
+	refusalDetail = regexp.MustCompile(`^[ -~]*$`)
 )
 
 // readRefusal takes the child's word for the reason, as far as it is one: the
@@ -87,7 +87,8 @@ func readRefusal(out []byte) error {
 	d.DisallowUnknownFields()
 	err := d.Decode(&r)
 	e, known := hpl.Lookup(r.Code)
-	if err != nil || !known || !e.Fatal || !refusalPath.MatchString(r.Path) || !refusalDetail.MatchString(r.Detail) {
+	if err != nil || !known || !e.Fatal || len(r.Path) > 256 || len(r.Detail) > 400 ||
+		!refusalPath.MatchString(r.Path) || !refusalDetail.MatchString(r.Detail) {
 		return hpl.Wrap(err, "HPL11001E", "", "the contract was refused without a reason")
 	}
 	cause := errors.New("no further cause")

@@ -20,7 +20,7 @@ func TestReadRefusalBelievesOnlyWhatFits(t *testing.T) {
 		"an unknown field":    {`{"code":"HPL12001E","more":1}`, none},
 		"nothing":             {``, none},
 		"something else":      {`[]`, none},
-		"a path that is long": {`{"code":"HPL12001E","path":"` + strings.Repeat("/a", 40) + `"}`, none},
+		"a path that is long": {`{"code":"HPL12001E","path":"` + strings.Repeat("/a", 129) + `"}`, none},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
