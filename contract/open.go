@@ -194,3 +194,17 @@ func (n *node) same(o *node) bool {
 	}
 	return true
 }
+
+// CheckAttestationKey says whether a text is a key that the record can be
+// encrypted with, in PEM or base64 of it.
+func CheckAttestationKey(text []byte) error {
+	raw, _, err := pemText(string(text))
+	if err != nil {
+		return errors.New("this is neither a PEM public key nor base64 of one")
+	}
+	_, cert, err := rsaPublic(pemBlocks(raw))
+	if err != nil || cert != nil {
+		return errors.New("this is not a PEM public key of RSA with 2048 bits or more")
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hpcr/contract"
+)
+
+func newLintCmd() *cobra.Command {
+	var (
+		keys   []string
+		policy string
+		now    string
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "lint [--key KEY]… [--policy F] [--now RFC3339] [--json] FILE",
+		Short: "Say whether a guest would accept a contract, and if not, where and why",
+		Long: `Run the guest's own checks over a contract, with the places and names that a
+guest must not show on its console.
+
+Give the image's contract.key to look into encrypted sections; without it they
+are only seen from outside. --policy is the file of image build; without it the
+defaults of a release image hold, which ask for logging. --now checks the dates
+of a signing certificate against another moment.
+
+Exit status 0: the guest would accept it, perhaps with warnings; 1: it would
+not. Line and column count in the document that the finding names.`,
+		Example: `  hpcrctl contract lint contract.yaml
+  hpcrctl contract lint --key keys/contract.key --json user-data`,
+		Args: oneFile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := contract.LintInput{Policy: contract.DefaultPolicy(false), Now: time.Now()}
+			var err error
+			if now != "" {
+				if in.Now, err = time.Parse(time.RFC3339, now); err != nil {
+					return usage("--now: give a moment like 2026-12-31T23:59:59Z")
+				}
+			}
+			if policy != "" {
+				text, err := readInput(cmd, policy)
+				if err != nil {
+					return err
+				}
+				if in.Policy, err = contract.ParsePolicy(text, false); err != nil {
+					return usage("%s: %w", policy, err)
+				}
+			}
+			if in.Keys, err = readKeys(cmd, keys); err != nil {
+				return err
+			}
+			defer wipe(in.Keys)
+			if in.UserData, err = readInput(cmd, args[0]); err != nil {
+				return err
+			}
+			rep, err := contract.Lint(in)
+			if err != nil {
+				return usage("%w", err)
+			}
+			if err := printReport(cmd.OutOrStdout(), rep, asJSON); err != nil {
+				return usage("write the result: %w", err)
+			}
+			if !rep.OK {
+				return &exitError{code: 1}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&keys, "key", nil, "the image's contract.key, to look into encrypted sections (several allowed)")
+	f.StringVar(&policy, "policy", "", "policy file of the image")
+	f.StringVar(&now, "now", "", "moment to check dates against (default: this machine's clock)")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func printReport(w io.Writer, rep contract.Report, asJSON bool) error {
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		return e.Encode(rep)
+	}
+	for _, f := range rep.Findings {
+		code := string(f.Code)
+		if code != "" {
+			code = " " + code
+		}
+		place := f.Document
+		if f.Line > 0 {
+			place = fmt.Sprintf("%s:%d:%d", f.Document, f.Line, f.Column)
+		}
+		if _, err := fmt.Fprintf(w, "%s%s %s (%s): %s: %s\n", f.Severity, code, f.Path, place, f.Message, f.Fix); err != nil {
+			return err
+		}
+	}
+	verdict := "ok: the guest would accept this contract"
+	if !rep.OK {
+		verdict = "refused: the guest would not accept this contract"
+	}
+	_, err := fmt.Fprintln(w, verdict)
+	return err
+}
