@@ -1,0 +1,315 @@
+package workload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/signal"
+
+	"hpcr/contract/compose"
+)
+
+const snapshotter = "overlayfs"
+
+// service is one container of the project over its life.
+type service struct {
+	w     *Workload
+	def   *compose.Service
+	image *image
+	state State // guarded by w.mu
+
+	container containerd.Container
+	prepared  bool // namespace, networks and staged mounts may exist
+
+	mu       sync.Mutex
+	task     containerd.Task // of the current run
+	stopping bool
+	done     chan struct{} // closed when the supervisor has ended; nil before launch
+	halt     chan struct{} // closed by stop: no further start
+}
+
+// containerID names the container by its place in the document: it goes into
+// paths, cgroups and the kernel's messages, where the contract's words do not
+// belong.
+func containerID(s *compose.Service) string { return "c" + strconv.Itoa(s.Index) }
+
+func (s *service) id() string    { return containerID(s.def) }
+func (s *service) dir() string   { return filepath.Join(s.w.opt.State, s.id()) }
+func (s *service) stage() string { return filepath.Join(s.dir(), "mounts") }
+
+// launch creates the container, starts its first run and its supervisor.
+func (s *service) launch(ctx context.Context) error {
+	begin := time.Now()
+	if err := s.create(ctx); err != nil {
+		return err
+	}
+	run, err := s.start(ctx)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.done, s.halt = make(chan struct{}), make(chan struct{})
+	s.mu.Unlock()
+	s.w.wg.Add(1)
+	go func() {
+		defer s.w.wg.Done()
+		defer close(s.done)
+		s.supervise(s.w.ctx, run)
+	}()
+	s.w.opt.Log.Info("container started", "service", s.def.Name, "took", time.Since(begin))
+	return nil
+}
+
+func (s *service) create(ctx context.Context) error {
+	w := s.w
+	if s.image == nil {
+		return errors.New("the image was not pulled")
+	}
+	s.prepared = true
+	host := hostname(s.def)
+	netns, addr, err := w.connect(s.def)
+	if err != nil {
+		return err
+	}
+	st, err := newStage(s.stage())
+	if err != nil {
+		return err
+	}
+	fill, err := w.stageAll(s.def, s.image, st, host, addr)
+	if err != nil {
+		return err
+	}
+	spec := w.specOpts(s.def, s.image, surroundings{netns: netns, hostname: host, mounts: st.list})
+	s.container, err = w.client.NewContainer(ctx, s.id(),
+		containerd.WithImage(s.image.handle),
+		containerd.WithSnapshotter(snapshotter),
+		containerd.WithNewSnapshot(s.id(), s.image.handle),
+		containerd.WithRuntime(w.opt.Shim, &options.Options{BinaryName: w.opt.Runc, Root: filepath.Join(w.opt.State, "runc")}),
+		func(ctx context.Context, c *containerd.Client, ctr *containers.Container) error {
+			mounts, err := c.SnapshotService(snapshotter).Mounts(ctx, ctr.SnapshotKey)
+			if err != nil {
+				return err
+			}
+			return fillVolumes(ctx, mounts, fill)
+		},
+		containerd.WithNewSpec(spec...),
+	)
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	return nil
+}
+
+// run is one life of the container's first process.
+type run struct {
+	task   containerd.Task
+	exit   <-chan containerd.ExitStatus
+	begin  time.Time
+	output []*lines
+	stdin  *os.File // held open for stdin_open, never written to
+	cancel context.CancelFunc
+}
+
+func (s *service) start(ctx context.Context) (*run, error) {
+	r := &run{}
+	creator, err := s.io(r)
+	if err != nil {
+		return nil, err
+	}
+	task, err := s.container.NewTask(ctx, creator)
+	if err != nil {
+		return nil, fmt.Errorf("create task: %w", err)
+	}
+	// The wait belongs to the supervisor and outlives this call.
+	waitCtx, cancel := context.WithCancel(s.w.ctx)
+	exit, err := task.Wait(waitCtx)
+	if err == nil {
+		err = task.Start(ctx)
+	}
+	if err != nil {
+		cancel()
+		// What could not start is removed with whatever it left; the cause is err.
+		_, derr := task.Delete(context.WithoutCancel(ctx), containerd.WithProcessKill)
+		return nil, errors.Join(fmt.Errorf("start: %w", err), ignoreNotFound(derr))
+	}
+	r.task, r.exit, r.begin, r.cancel = task, exit, time.Now(), cancel
+	s.mu.Lock()
+	s.task = task
+	s.mu.Unlock()
+	health := HealthNone
+	if s.image.check(s.def) != nil {
+		health = HealthStarting
+	}
+	s.update(func(st *State) { st.Phase, st.Health, st.Pid = Running, health, task.Pid() })
+	return r, nil
+}
+
+// io makes the FIFOs that the shim writes to and the agent reads.
+func (s *service) io(r *run) (cio.Creator, error) {
+	dir := filepath.Join(s.dir(), "fifo")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if s.def.Discard && !s.def.StdinOpen {
+		return cio.NullIO, nil
+	}
+	sink := func(stderr bool) *lines {
+		l := newLines(s.w.opt.Output(s.def.Name, stderr))
+		r.output = append(r.output, l)
+		return l
+	}
+	opts := []cio.Opt{cio.WithFIFODir(dir)}
+	out := sink(false)
+	if s.def.TTY {
+		opts = append(opts, cio.WithStreams(nil, out, nil), cio.WithTerminal)
+	} else {
+		opts = append(opts, cio.WithStreams(nil, out, sink(true)))
+	}
+	if s.def.StdinOpen {
+		// A reader that never returns: the container's input stays open and empty.
+		pr, pw, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		r.stdin = pw
+		opts = append(opts, func(st *cio.Streams) { st.Stdin = pr })
+	}
+	return cio.NewCreator(opts...), nil
+}
+
+// finish takes a run that has ended apart: the last output is read, the task
+// is deleted.
+func (s *service) finish(ctx context.Context, r *run) error {
+	defer r.cancel()
+	if r.stdin != nil {
+		r.stdin.Close()
+	}
+	if io := r.task.IO(); io != nil {
+		drained := make(chan struct{})
+		go func() { io.Wait(); close(drained) }()
+		select {
+		case <-drained:
+		case <-time.After(2 * time.Second): // a process outside of the container's PID namespace holds on to it
+			io.Cancel()
+		}
+	}
+	_, err := r.task.Delete(ctx, containerd.WithProcessKill)
+	for _, l := range r.output {
+		err = errors.Join(ignoreNotFound(err), l.Close())
+	}
+	s.mu.Lock()
+	s.task = nil
+	s.mu.Unlock()
+	return ignoreNotFound(err)
+}
+
+func ignoreNotFound(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// stop asks the container to end and waits until it has. It returns early
+// only when the runtime is gone and the processes were killed without it.
+func (s *service) stop(ctx context.Context) error {
+	s.mu.Lock()
+	if !s.stopping && s.halt != nil {
+		close(s.halt)
+	}
+	s.stopping = true
+	done := s.done
+	s.mu.Unlock()
+	if done == nil {
+		return nil
+	}
+	if s.signal(ctx, s.stopSignal()) == nil && ended(ctx, done, s.def.StopGrace) {
+		return nil
+	}
+	// The grace is over, or ctx is: five more seconds by force.
+	force, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	err := s.signal(force, syscall.SIGKILL, containerd.WithKillAll)
+	if err == nil && ended(force, done, 4*time.Second) {
+		return nil
+	}
+	if kerr := killCgroup(filepath.Join(namespace, s.id())); kerr != nil {
+		return errors.Join(fmt.Errorf("kill: %w", err), kerr)
+	}
+	ended(force, done, 4*time.Second)
+	return nil
+}
+
+func ended(ctx context.Context, done <-chan struct{}, grace time.Duration) bool {
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	case <-t.C:
+	}
+	return false
+}
+
+// signal is nil also when there is nothing left to signal.
+func (s *service) signal(ctx context.Context, sig syscall.Signal, opts ...containerd.KillOpts) error {
+	s.mu.Lock()
+	task := s.task
+	s.mu.Unlock()
+	if task == nil {
+		return nil
+	}
+	err := task.Kill(ctx, sig, opts...)
+	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
+		return nil
+	}
+	return err
+}
+
+func (s *service) stopSignal() syscall.Signal {
+	name := s.def.StopSignal
+	if name == "" {
+		name = s.image.config.StopSignal
+	}
+	if sig, err := signal.ParseSignal(name); err == nil {
+		return sig
+	}
+	return syscall.SIGTERM
+}
+
+// remove takes back what create made. Safe when create failed half-way.
+func (s *service) remove(ctx context.Context) error {
+	if !s.prepared {
+		return nil
+	}
+	var errs []error
+	if s.container == nil {
+		// NewContainer may have left its snapshot.
+		errs = append(errs, ignoreNotFound(s.w.client.SnapshotService(snapshotter).Remove(ctx, s.id())))
+	} else {
+		if task, err := s.container.Task(ctx, nil); err == nil {
+			_, err = task.Delete(ctx, containerd.WithProcessKill)
+			errs = append(errs, ignoreNotFound(err))
+		}
+		errs = append(errs, ignoreNotFound(s.container.Delete(ctx, containerd.WithSnapshotCleanup)))
+	}
+	errs = append(errs, s.w.disconnect(s.def), dropStage(s.stage()))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	s.prepared = false
+	return os.RemoveAll(s.dir())
+}

@@ -1,0 +1,267 @@
+package workload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	confs "github.com/containerd/continuity/fs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"hpcr/contract/compose"
+)
+
+// stage collects a container's bind mounts in a folder of the agent's own, so
+// that runc is only ever given paths that no container can change.
+type stage struct {
+	dir  string
+	n    int
+	list []specs.Mount
+}
+
+func newStage(dir string) (*stage, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return &stage{dir: dir}, nil
+}
+
+func (st *stage) next() string {
+	st.n++
+	return filepath.Join(st.dir, strconv.Itoa(st.n))
+}
+
+// bind gives the container exactly what f is open on.
+func (st *stage) bind(f *os.File, target string, readOnly, slave bool) error {
+	at := st.next()
+	if err := bindFile(f, at, slave); err != nil {
+		return err
+	}
+	st.mount(at, target, readOnly, slave)
+	return nil
+}
+
+func (st *stage) mount(source, target string, readOnly, slave bool) {
+	options := []string{"rbind", "rprivate", "rw"}
+	if slave {
+		options[1] = "rslave"
+	}
+	if readOnly {
+		options[2] = "rro"
+	}
+	st.list = append(st.list, specs.Mount{Destination: target, Type: "bind", Source: source, Options: options})
+}
+
+// file makes a file of the agent's and gives it to the container.
+func (st *stage) file(target string, data []byte, mode os.FileMode, uid, gid int, readOnly bool) error {
+	at := st.next()
+	if err := os.WriteFile(at, data, 0o600); err != nil {
+		return err
+	}
+	if err := os.Chown(at, uid, gid); err != nil {
+		return err
+	}
+	if err := os.Chmod(at, mode); err != nil {
+		return err
+	}
+	st.mount(at, target, readOnly, false)
+	return nil
+}
+
+// drop unmounts and removes everything under the stage's folder.
+func dropStage(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, unmount(filepath.Join(dir, e.Name())))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err // never remove through a mount that is still there
+	}
+	return os.RemoveAll(dir)
+}
+
+// stageAll prepares files, binds and volumes of a service; what a volume is to
+// be filled with comes back as fill, target by volume folder.
+func (w *Workload) stageAll(s *compose.Service, img *image, st *stage, hostname string, addr netip.Addr) (fill map[string]string, err error) {
+	for _, f := range []struct {
+		target string
+		data   []byte
+	}{
+		{"/etc/hostname", []byte(hostname + "\n")},
+		{"/etc/hosts", w.hosts(s, hostname, addr)},
+		{"/etc/resolv.conf", w.resolvConf(s)},
+	} {
+		if err := st.file(f.target, f.data, 0o644, 0, 0, false); err != nil {
+			return nil, err
+		}
+	}
+	fill = map[string]string{}
+	covered := map[string]bool{}
+	for i, m := range s.Mounts {
+		covered[m.Target] = true
+		switch m.Kind {
+		case compose.Bind:
+			err = w.bindSource(st, m)
+		case compose.Named:
+			err = w.volume(st, s, i, m, fill)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	targets := make([]string, 0, len(img.config.Volumes))
+	for target := range img.config.Volumes {
+		targets = append(targets, target)
+	}
+	sort.Strings(targets)
+	for i, target := range targets {
+		target = path.Join("/", target)
+		if covered[target] || target == "/" {
+			continue
+		}
+		if err := w.volume(st, s, len(s.Mounts)+i, compose.Mount{Kind: compose.Named, Target: target}, fill); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range s.Data {
+		if err := st.file(d.Target, d.Data, os.FileMode(d.Mode), d.UID, d.GID, true); err != nil {
+			return nil, err
+		}
+	}
+	return fill, nil
+}
+
+// bindSource opens the source below the folder that it belongs to, so that a
+// link planted there by a container leads nowhere else.
+func (w *Workload) bindSource(st *stage, m compose.Mount) error {
+	root := "/"
+	for _, r := range append([]string{compose.Dir}, w.opt.Roots...) {
+		if (m.Source == r || strings.HasPrefix(m.Source, r+"/")) && len(r) > len(root) {
+			root = r
+		}
+	}
+	f, err := openBeneath(root, strings.TrimPrefix(m.Source, root), m.Create)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return st.bind(f, m.Target, m.ReadOnly, m.Slave)
+}
+
+// volume gives a folder of the guest's own that lasts as long as the boot. A
+// folder that is still empty is to be filled from the image, as Docker does.
+func (w *Workload) volume(st *stage, s *compose.Service, n int, m compose.Mount, fill map[string]string) error {
+	name := "v-" + m.Source
+	if m.Source == "" {
+		name = fmt.Sprintf("a-%s-%d", containerID(s), n)
+	}
+	dir := filepath.Join(w.opt.Volumes, name)
+	if err := os.MkdirAll(w.opt.Volumes, 0o711); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 && !m.NoCopy {
+		fill[dir] = m.Target
+	}
+	st.mount(dir, m.Target, m.ReadOnly, false)
+	return nil
+}
+
+// fillVolumes copies what the image has at a volume's target into the volume,
+// with owners and modes.
+func fillVolumes(ctx context.Context, mounts []mount.Mount, fill map[string]string) error {
+	if len(fill) == 0 {
+		return nil
+	}
+	return mount.WithReadonlyTempMount(ctx, mounts, func(root string) error {
+		for dir, target := range fill {
+			// RootPath follows the image's own links as if root were "/"; no
+			// process of the image runs yet that could change them.
+			src, err := confs.RootPath(root, target)
+			if err != nil {
+				return err
+			}
+			fi, err := os.Stat(src)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if !fi.IsDir() {
+				continue
+			}
+			if err := confs.CopyDir(dir, src); err != nil {
+				return fmt.Errorf("fill a volume: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+func (w *Workload) hosts(s *compose.Service, hostname string, addr netip.Addr) []byte {
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	if addr.IsValid() {
+		name := hostname
+		if s.Domainname != "" {
+			name = hostname + "." + s.Domainname + " " + hostname
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+	}
+	for _, h := range s.ExtraHosts {
+		ip := h.Addr
+		if h.Gateway {
+			if ip = w.gateway(s); !ip.IsValid() {
+				ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+			}
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", ip, h.Name)
+	}
+	return []byte(b.String())
+}
+
+func (w *Workload) resolvConf(s *compose.Service) []byte {
+	var b strings.Builder
+	switch {
+	case len(s.DNS) > 0:
+		for _, a := range s.DNS {
+			fmt.Fprintf(&b, "nameserver %s\n", a)
+		}
+	case s.NetworkMode == "host":
+		b.Write(w.opt.ResolvConf)
+	case s.NetworkMode == "":
+		if br := w.bridges[s.Join[0].Network]; br != nil {
+			b.Write(br.ResolvConf())
+		}
+	}
+	if len(s.DNSSearch) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(s.DNSSearch, " "))
+	}
+	if len(s.DNSOptions) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(s.DNSOptions, " "))
+	}
+	return []byte(b.String())
+}

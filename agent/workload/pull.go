@@ -1,0 +1,120 @@
+package workload
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"golang.org/x/sync/errgroup"
+
+	"hpcr/agent/hpl"
+)
+
+const (
+	pullsAtOnce  = 2
+	layersAtOnce = 3
+	pullTries    = 3
+)
+
+// Resolve asks each registry whether it has the pinned digest, and fetches
+// nothing.
+func (w *Workload) Resolve(ctx context.Context) error {
+	return w.eachImage(ctx, func(ctx context.Context, s *service, r *registry) error {
+		_, desc, err := r.resolver.Resolve(ctx, s.def.Image.Ref())
+		if err != nil {
+			return err
+		}
+		if desc.Digest.String() != s.def.Image.Digest {
+			return errOtherDigest
+		}
+		return nil
+	})
+}
+
+// Pull fetches and unpacks every image by its digest. Errors are HPL06004E at
+// the service's image.
+func (w *Workload) Pull(ctx context.Context) error {
+	var mu sync.Mutex
+	done := map[string]*image{}
+	err := w.eachImage(ctx, func(ctx context.Context, s *service, r *registry) error {
+		img, err := w.pullOne(ctx, s, r)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		done[s.def.Image.Ref()] = img
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range w.services {
+		s.image = done[s.def.Image.Ref()]
+	}
+	return nil
+}
+
+// eachImage runs f once for each different image, a few at a time, and again
+// when the failure is of a kind that passes.
+func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *service, *registry) error) error {
+	if w.opt.TLS == nil {
+		return hpl.New("HPL06004E", "", "the guest has no trust settings for registries: this is an error in the guest")
+	}
+	client := registryClient(w.opt.TLS)
+	defer client.CloseIdleConnections()
+	r := &registry{resolver: newResolver(client, w.opt.Auths)}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(pullsAtOnce)
+	seen := map[string]bool{}
+	for _, s := range w.services {
+		if seen[s.def.Image.Ref()] {
+			continue
+		}
+		seen[s.def.Image.Ref()] = true
+		group.Go(func() error {
+			for try := 1; ; try++ {
+				err := f(ctx, s, r)
+				if err == nil {
+					return nil
+				}
+				detail, retry := pullCause(err)
+				if !retry || try == pullTries || sleep(ctx, time.Duration(try)*time.Second) != nil {
+					return hpl.Wrap(err, "HPL06004E", s.def.Path("image"), detail)
+				}
+				w.opt.Log.Warn("image will be asked for again", "service", s.def.Name, "err", err)
+			}
+		})
+	}
+	return group.Wait()
+}
+
+func (w *Workload) pullOne(ctx context.Context, s *service, r *registry) (*image, error) {
+	ref := s.def.Image.Ref()
+	start := time.Now()
+	opts := []containerd.RemoteOpt{
+		containerd.WithResolver(r.resolver),
+		containerd.WithPullUnpack,
+		containerd.WithPullSnapshotter(snapshotter),
+		containerd.WithMaxConcurrentDownloads(layersAtOnce),
+	}
+	if s.def.Platform != "" {
+		opts = append(opts, containerd.WithPlatform(s.def.Platform))
+	}
+	handle, err := w.client.Pull(ctx, ref, opts...)
+	if err != nil {
+		return nil, err
+	}
+	if handle.Target().Digest.String() != s.def.Image.Digest {
+		return nil, errOtherDigest
+	}
+	img, err := loadImage(ctx, handle)
+	if err != nil {
+		return nil, fmt.Errorf("image: %w", err)
+	}
+	img.ref = ref
+	w.opt.Log.Info("image pulled and unpacked", "service", s.def.Name, "image", ref, "took", time.Since(start))
+	return img, nil
+}

@@ -1,0 +1,141 @@
+package workload
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+
+	"hpcr/agent/secret"
+)
+
+// Auth is one registry's credentials. The caller owns and wipes the secrets,
+// after the images are pulled; the registry client holds copies of its own.
+type Auth struct {
+	Host               string // "registry.example.com:5000"; "docker.io" for Docker Hub
+	Username, Password *secret.Secret
+}
+
+const (
+	hub     = "docker.io"
+	hubHost = "registry-1.docker.io"
+)
+
+var errPlain = errors.New("not https")
+
+// onlyTLS refuses every request that would leave in clear: a registry's own
+// answers name the token server and where blobs lie.
+type onlyTLS struct{ next http.RoundTripper }
+
+func (o onlyTLS) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" {
+		return nil, errPlain
+	}
+	return o.next.RoundTrip(r)
+}
+
+func (o onlyTLS) CloseIdleConnections() {
+	if c, ok := o.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// registryClient is the one HTTP client of all pulls. It reads no proxy
+// settings: the environment is not the contract's.
+func registryClient(conf *tls.Config) *http.Client {
+	return &http.Client{Transport: onlyTLS{&http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       conf,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   8,
+		IdleConnTimeout:       30 * time.Second,
+		TLSHandshakeTimeout:   15 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+	}}}
+}
+
+// newResolver speaks the registry protocol with the contract's credentials,
+// each only to the host that it belongs to.
+func newResolver(client *http.Client, auths []Auth) remotes.Resolver {
+	credentials := func(host string) (string, string, error) {
+		if host == hubHost {
+			host = hub
+		}
+		for _, a := range auths {
+			if strings.EqualFold(a.Host, host) {
+				return string(a.Username.Bytes()), string(a.Password.Bytes()), nil
+			}
+		}
+		return "", "", nil
+	}
+	return docker.NewResolver(docker.ResolverOptions{
+		Hosts: docker.ConfigureDefaultRegistries(
+			docker.WithClient(client),
+			docker.WithPlainHTTP(func(string) (bool, error) { return false, nil }),
+			docker.WithAuthorizer(docker.NewDockerAuthorizer(
+				docker.WithAuthClient(client), docker.WithAuthCreds(credentials))),
+		),
+	})
+}
+
+// pullCause says in one sentence for the host's eyes why an image could not
+// be had, and whether trying again may help.
+func pullCause(err error) (detail string, retry bool) {
+	var (
+		authority x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		status    remoteerrors.ErrUnexpectedStatus
+		header    tls.RecordHeaderError
+		network   net.Error
+		text      = err.Error()
+	)
+	switch {
+	case errors.As(err, &authority):
+		return "the registry's certificate comes from an unknown authority: give its CA certificate in env.cacerts", false
+	case errors.As(err, &hostname):
+		return "the registry's certificate is for another host name: correct the image's name or the certificate", false
+	case errors.As(err, &invalid):
+		return "the registry's certificate is not valid now, or not valid for a server: renew it", false
+	case errors.As(err, &header), strings.Contains(text, "HTTP response to HTTPS client"), errors.Is(err, errPlain):
+		return "the registry does not speak TLS, or sends its users on without it: only TLS is used", false
+	case errors.Is(err, docker.ErrInvalidAuthorization), errors.As(err, &status) && (status.StatusCode == 401 || status.StatusCode == 403),
+		strings.Contains(text, "401 Unauthorized"), strings.Contains(text, "403 Forbidden"):
+		return "the registry refused access: check the user name and password in auths", false
+	case errors.As(err, &status) && (status.StatusCode == http.StatusTooManyRequests || status.StatusCode >= 500):
+		return "the registry is busy or broken: try again, or use another registry", true
+	case strings.Contains(text, "no match for platform"):
+		return "the image has no build for this machine's architecture: give the digest of one that has", false
+	case errors.Is(err, errOtherDigest), strings.Contains(text, "unexpected commit digest"), strings.Contains(text, "failed size validation"), strings.Contains(text, "unexpected commit size"):
+		return "the registry delivered other bytes than the digest promises: nothing of them is used", false
+	case errdefs.IsNotFound(err):
+		return "the registry does not know this digest: check the image's name and digest", false
+	case outOfSpace(err), strings.Contains(text, "no space left"):
+		return "the image does not fit into the guest's memory: give the guest more, or make the image smaller", false
+	case errors.Is(err, context.DeadlineExceeded) && !isDial(err):
+		return "the pull took too long: check the way to the registry", false
+	case errors.As(err, &network), isDial(err):
+		return "the registry cannot be reached: check its name, its port and the guest's network", true
+	}
+	return "the image could not be pulled or unpacked: the guest's log has the cause", false
+}
+
+func isDial(err error) bool {
+	var op *net.OpError
+	var dns *net.DNSError
+	return errors.As(err, &dns) || (errors.As(err, &op) && op.Op == "dial")
+}
+
+var errOtherDigest = fmt.Errorf("the registry's manifest has another digest")
+
+type registry struct{ resolver remotes.Resolver }

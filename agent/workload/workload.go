@@ -1,0 +1,261 @@
+package workload
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"hpcr/agent/hpl"
+	"hpcr/contract/compose"
+)
+
+// namespace is containerd's for all that is ours, and the name of the cgroup
+// and of the shim that our containers share.
+const namespace = "hpcr"
+
+// Options are what one project needs. Zero paths mean the guest's.
+type Options struct {
+	Project *compose.Project
+	Auths   []Auth
+	TLS     *tls.Config // for registries: roots, versions, suites; nil = nothing can be pulled
+	Roots   []string    // folders that bind mounts are confined to, besides compose.Dir: the contract's volumes, /var/hyperprotect
+
+	// NewBridge makes one network of the project.
+	NewBridge  func(internal bool) (Bridge, error)
+	ResolvConf []byte // of the guest, for containers on the guest's network
+
+	// Output takes one container's lines: each Write is one line with its
+	// newline, at most MaxLine+1 bytes. It must not block; it counts what it
+	// drops. nil discards.
+	Output func(service string, stderr bool) io.Writer
+
+	Address string // containerd's socket
+	Shim    string // the shim's path
+	Runc    string // runc's path
+	State   string // small files of the containers, on a tmpfs
+	Volumes string // named and anonymous volumes
+	Netns   string // named network namespaces
+	Log     *slog.Logger
+}
+
+func (o *Options) defaults() {
+	for p, def := range map[*string]string{
+		&o.Address: "/run/containerd/containerd.sock",
+		&o.Shim:    "/bin/containerd-shim-runc-v2",
+		&o.Runc:    "/bin/runc",
+		&o.State:   "/run/hpcr/workload",
+		&o.Volumes: "/var/lib/hpcr/volumes",
+		&o.Netns:   "/run/netns",
+	} {
+		if *p == "" {
+			*p = def
+		}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Output == nil {
+		o.Output = func(string, bool) io.Writer { return io.Discard }
+	}
+}
+
+// Workload is a project on its way. Its methods Pull, Start and Stop are
+// called once each, in that order; Services at any time.
+type Workload struct {
+	opt      Options
+	client   *containerd.Client
+	services []*service
+	bridges  map[string]Bridge
+
+	ctx    context.Context // of the supervisors; ends with Stop
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at every change of a service
+}
+
+// Run is New, Pull and Start.
+func Run(ctx context.Context, o Options) (*Workload, error) {
+	w, err := New(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Pull(ctx); err != nil {
+		return nil, errors.Join(err, w.Stop(context.WithoutCancel(ctx)))
+	}
+	if err := w.Start(ctx); err != nil {
+		return nil, errors.Join(err, w.Stop(context.WithoutCancel(ctx)))
+	}
+	return w, nil
+}
+
+// New connects to containerd, which may still be on its way up.
+func New(ctx context.Context, o Options) (*Workload, error) {
+	o.defaults()
+	w := &Workload{opt: o, bridges: map[string]Bridge{}, changed: make(chan struct{})}
+	for i := range o.Project.Services {
+		def := &o.Project.Services[i]
+		w.services = append(w.services, &service{w: w, def: def, state: State{Index: def.Index, Name: def.Name}})
+	}
+	if err := w.connectDaemon(ctx); err != nil {
+		return nil, hpl.Wrap(err, "HPL08004E", "", "the guest's container runtime does not answer: give the guest more memory")
+	}
+	w.ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return w, nil
+}
+
+func (w *Workload) connectDaemon(ctx context.Context) error {
+	client, err := containerd.New(w.opt.Address,
+		containerd.WithDefaultNamespace(namespace),
+		containerd.WithTimeout(10*time.Second),
+		containerd.WithDialOpts([]grpc.DialOption{
+			grpc.WithTransportCredentials(insecure.NewCredentials()), // a socket of mode 0600
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),
+		}))
+	if err != nil {
+		return err
+	}
+	w.client = client
+	if err := w.answering(ctx); err != nil {
+		return errors.Join(err, client.Close())
+	}
+	return nil
+}
+
+// answering waits until the daemon serves, as after its restart.
+func (w *Workload) answering(ctx context.Context) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := w.client.Version(try)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if sleep(ctx, 25*time.Millisecond) != nil {
+			return fmt.Errorf("containerd: %w", err)
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// Start creates and starts the containers in order, each when what it depends
+// on is so far. A container that ends at once has started all the same.
+func (w *Workload) Start(ctx context.Context) error {
+	if err := w.openBridges(); err != nil {
+		return hpl.Wrap(err, "HPL08004E", compose.Root+"/networks", "the containers' network could not be made: the guest's log has the cause")
+	}
+	for _, s := range w.services {
+		if err := s.dependencies(ctx); err != nil {
+			return err
+		}
+		if err := s.launch(ctx); err != nil {
+			detail := "the container could not be created or started: check the service's command, user and mounts; the guest's log has the cause"
+			if errors.Is(err, context.DeadlineExceeded) {
+				detail = "starting the container took too long: the guest's log has the cause"
+			}
+			return hpl.Wrap(err, "HPL08004E", s.def.Path(""), detail)
+		}
+	}
+	return nil
+}
+
+// Phase is where a service is.
+type Phase string
+
+// The phases of a service.
+const (
+	Waiting    Phase = "waiting" // not created yet
+	Running    Phase = "running"
+	Restarting Phase = "restarting" // ended, will be started again
+	Exited     Phase = "exited"     // ended, stays so
+	Stopped    Phase = "stopped"    // by Stop
+)
+
+// Health of a running service.
+const (
+	HealthNone      = ""
+	HealthStarting  = "starting"
+	HealthHealthy   = "healthy"
+	HealthUnhealthy = "unhealthy"
+)
+
+// State is a service's, for health answers. Name is the owner's to see only.
+type State struct {
+	Index    int
+	Name     string
+	Phase    Phase
+	Health   string
+	Restarts int
+	ExitCode uint32 // of the last run, when it has ended
+	Pid      uint32 // of the container's first process in the guest
+}
+
+// Services is a snapshot in start order.
+func (w *Workload) Services() []State {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]State, 0, len(w.services))
+	for _, s := range w.services {
+		st := s.state
+		if st.Phase == "" {
+			st.Phase = Waiting
+		}
+		out = append(out, st)
+	}
+	return out
+}
+
+// update changes a service's state and wakes who waits for it.
+func (s *service) update(f func(*State)) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	f(&s.state)
+	close(s.w.changed)
+	s.w.changed = make(chan struct{})
+}
+
+func (s *service) snapshot() (State, <-chan struct{}) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	return s.state, s.w.changed
+}
+
+// Stop ends the containers in reverse order, each by its stop signal, its
+// grace, then by force, and removes all that Start made. When ctx ends first,
+// the rest is killed at once.
+func (w *Workload) Stop(ctx context.Context) error {
+	var errs []error
+	for i := len(w.services) - 1; i >= 0; i-- {
+		errs = append(errs, w.services[i].stop(ctx))
+	}
+	w.cancel()
+	w.wg.Wait()
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	for i := len(w.services) - 1; i >= 0; i-- {
+		errs = append(errs, w.services[i].remove(clean))
+	}
+	errs = append(errs, w.closeBridges(), w.client.Close())
+	return errors.Join(errs...)
+}
