@@ -1,0 +1,65 @@
+package network
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// The tests need links, routes and a firewall of their own, so the test binary
+// runs itself again in fresh network and mount namespaces. Without root it
+// does so as root of a user namespace.
+const inside = "HPCR_NETWORK_TEST_INSIDE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) == "" {
+		os.Exit(reexec())
+	}
+	if err := prepare(); err != nil {
+		fmt.Fprintln(os.Stderr, "prepare the test's namespaces:", err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func reexec() int {
+	runtime.LockOSThread() // Pdeathsig is the thread's
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+	}
+	if err := cmd.Run(); err != nil {
+		if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() > 0 {
+			return cmd.ProcessState.ExitCode()
+		}
+		fmt.Fprintln(os.Stderr, "run the tests in their own namespaces:", err)
+		return 1
+	}
+	return 0
+}
+
+// prepare: /run is ours for "ip netns", /sys shows our cards.
+func prepare() error {
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := syscall.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("/run: %w", err)
+	}
+	for _, tool := range []string{"ip", "nft", "dnsmasq"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return fmt.Errorf("%w: install the test tools with 'make deps'", err)
+		}
+	}
+	return nil
+}
