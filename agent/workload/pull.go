@@ -7,6 +7,7 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"golang.org/x/sync/errgroup"
 
 	"hpcr/agent/hpl"
@@ -21,8 +22,8 @@ const (
 // Resolve asks each registry whether it has the pinned digest, and fetches
 // nothing.
 func (w *Workload) Resolve(ctx context.Context) error {
-	return w.eachImage(ctx, func(ctx context.Context, s *service, r *registry) error {
-		_, desc, err := r.resolver.Resolve(ctx, s.def.Image.Ref())
+	return w.eachImage(ctx, func(ctx context.Context, s *service, r remotes.Resolver) error {
+		_, desc, err := r.Resolve(ctx, s.def.Image.Ref())
 		if err != nil {
 			return err
 		}
@@ -38,7 +39,7 @@ func (w *Workload) Resolve(ctx context.Context) error {
 func (w *Workload) Pull(ctx context.Context) error {
 	var mu sync.Mutex
 	done := map[string]*image{}
-	err := w.eachImage(ctx, func(ctx context.Context, s *service, r *registry) error {
+	err := w.eachImage(ctx, func(ctx context.Context, s *service, r remotes.Resolver) error {
 		img, err := w.pullOne(ctx, s, r)
 		if err != nil {
 			return err
@@ -59,13 +60,13 @@ func (w *Workload) Pull(ctx context.Context) error {
 
 // eachImage runs f once for each different image, a few at a time, and again
 // when the failure is of a kind that passes.
-func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *service, *registry) error) error {
+func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *service, remotes.Resolver) error) error {
 	if w.opt.TLS == nil {
 		return hpl.New("HPL06004E", "", "the guest has no trust settings for registries: this is an error in the guest")
 	}
 	client := registryClient(w.opt.TLS)
 	defer client.CloseIdleConnections()
-	r := &registry{resolver: newResolver(client, w.opt.Auths)}
+	r := newResolver(client, w.opt.Auths)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pullsAtOnce)
 	seen := map[string]bool{}
@@ -91,11 +92,11 @@ func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *servi
 	return group.Wait()
 }
 
-func (w *Workload) pullOne(ctx context.Context, s *service, r *registry) (*image, error) {
+func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver) (*image, error) {
 	ref := s.def.Image.Ref()
 	start := time.Now()
 	opts := []containerd.RemoteOpt{
-		containerd.WithResolver(r.resolver),
+		containerd.WithResolver(r),
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(snapshotter),
 		containerd.WithMaxConcurrentDownloads(layersAtOnce),

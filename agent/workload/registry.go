@@ -137,5 +137,3 @@ func isDial(err error) bool {
 }
 
 var errOtherDigest = fmt.Errorf("the registry's manifest has another digest")
-
-type registry struct{ resolver remotes.Resolver }

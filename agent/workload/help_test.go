@@ -1,0 +1,366 @@
+package workload
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"log"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"hpcr/agent/secret"
+	"hpcr/contract/archive"
+	"hpcr/contract/compose"
+)
+
+// daemon is a containerd process that a test may kill and start again.
+type daemon struct {
+	dir, sock string
+	cmd       *exec.Cmd
+	stderr    *bytes.Buffer
+}
+
+func newDaemon(t *testing.T) *daemon {
+	t.Helper()
+	dir, err := os.MkdirTemp(lab, "d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{dir: dir, sock: filepath.Join(dir, "s/c.sock"), stderr: &bytes.Buffer{}}
+	d.start(t)
+	t.Cleanup(func() {
+		d.kill(t)
+		if t.Failed() {
+			t.Logf("containerd: %s", d.stderr)
+		}
+		if left := processes(t, d.dir); len(left) > 0 {
+			t.Errorf("processes are left over: %q", left)
+		}
+	})
+	return d
+}
+
+func (d *daemon) start(t *testing.T) {
+	t.Helper()
+	d.cmd = exec.Command(filepath.Join(lab, "containerd"), "--root", d.dir+"/r", "--state", d.dir+"/s", "--address", d.sock)
+	d.cmd.Stderr = d.stderr
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (d *daemon) kill(t *testing.T) {
+	t.Helper()
+	if err := d.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := d.cmd.Wait(); err != nil && !asExit(err, &exit) {
+		t.Fatal(err)
+	}
+}
+
+func asExit(err error, target **exec.ExitError) bool {
+	e, ok := err.(*exec.ExitError)
+	*target = e
+	return ok
+}
+
+// hub is a registry on loopback with TLS by a CA of its own and basic auth.
+type testHub struct {
+	host  string
+	ca    *x509.Certificate
+	cert  tls.Certificate
+	deny  func(r *http.Request) bool
+	mangl func(w http.ResponseWriter, r *http.Request) bool
+}
+
+const user, password = "puller", "t0ken-of-the-registry"
+
+func newHub(t *testing.T) *testHub {
+	t.Helper()
+	h := &testHub{}
+	h.ca, h.cert = makeCert(t)
+	blobs := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		u, p, _ := r.BasicAuth()
+		if u != user || p != password {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if h.mangl != nil && h.mangl(w, r) {
+			return
+		}
+		blobs.ServeHTTP(w, r)
+	}))
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{h.cert}}
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	h.host = srv.Listener.Addr().String()
+	return h
+}
+
+func makeCert(t *testing.T) (*x509.Certificate, tls.Certificate) {
+	t.Helper()
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	caKey, leafKey := key(), key()
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	sign := func(c, by *x509.Certificate, pub *ecdsa.PublicKey) []byte {
+		der, err := x509.CreateCertificate(rand.Reader, c, by, pub, caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	caDER := sign(ca, ca, &caKey.PublicKey)
+	parsed, err := x509.ParseCertificate(caDER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed, tls.Certificate{Certificate: [][]byte{sign(leaf, parsed, &leafKey.PublicKey)}, PrivateKey: leafKey}
+}
+
+func (h *testHub) trust() *tls.Config {
+	pool := x509.NewCertPool()
+	pool.AddCert(h.ca)
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+}
+
+func (h *testHub) auths(t *testing.T) []Auth {
+	t.Helper()
+	a := Auth{Host: h.host, Username: secret.FromString(user), Password: secret.FromString(password)}
+	t.Cleanup(func() { a.Username.Wipe(); a.Password.Wipe() })
+	return []Auth{a}
+}
+
+type basic struct{ next http.RoundTripper }
+
+func (b basic) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.SetBasicAuth(user, password)
+	return b.next.RoundTrip(r)
+}
+
+// busybox is a small real image; change edits its configuration.
+func busybox(t *testing.T, change func(*v1.ConfigFile)) v1.Image {
+	t.Helper()
+	bin, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("%v: install busybox-static with 'make deps'", err)
+	}
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	put := func(h *tar.Header, data []byte) {
+		h.Size = int64(len(data))
+		if err := tw.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []string{"bin/", "etc/", "tmp/", "data/"} {
+		put(&tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
+	}
+	put(&tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
+	for _, a := range []string{"sh", "sleep", "cat", "id", "ls", "nc", "wget", "httpd", "echo", "env", "hostname", "stat", "grep", "touch", "mount", "mknod", "head", "yes", "nslookup", "ip"} {
+		put(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
+	}
+	put(&tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\napp:x:1234:1234::/data:/bin/sh\n"))
+	put(&tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:\napp:x:1234:\nextra:x:77:app\n"))
+	put(&tar.Header{Name: "data/shipped", Typeflag: tar.TypeReg, Mode: 0o640, Uid: 1234, Gid: 77}, []byte("from the image\n"))
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf = conf.DeepCopy()
+	conf.OS, conf.Architecture = "linux", runtime.GOARCH
+	conf.Config.Cmd = []string{"sh", "-c", "echo ready; exec sleep 1000"}
+	conf.Config.Env = []string{"PATH=/bin", "FROM_IMAGE=yes"}
+	if change != nil {
+		change(conf)
+	}
+	if img, err = mutate.ConfigFile(img, conf); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// push stores an image and returns its pinned reference.
+func (h *testHub) push(t *testing.T, repo string, img v1.Image) string {
+	t.Helper()
+	ref, err := name.NewTag(h.host + "/" + repo + ":1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &http.Transport{TLSClientConfig: h.trust()}
+	defer tr.CloseIdleConnections()
+	if err := remote.Write(ref, img, remote.WithTransport(basic{tr}), remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.host + "/" + repo + ":1@" + digest.String()
+}
+
+// sink keeps what containers say.
+type sink struct {
+	mu   sync.Mutex
+	text map[string]string
+	max  int
+}
+
+func (s *sink) writer(service string, stderr bool) io.Writer {
+	if stderr {
+		service += "!"
+	}
+	return writerFunc(func(p []byte) (int, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.text[service] += string(p)
+		s.max = max(s.max, len(p))
+		return len(p), nil
+	})
+}
+
+func (s *sink) get(service string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text[service]
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// project loads compose text as the guest would.
+func project(t *testing.T, text string, env map[string]string) *compose.Project {
+	t.Helper()
+	p, err := compose.Load([]archive.File{{Name: "docker-compose.yaml", Mode: 0o644, Data: []byte(text)}}, env, compose.Options{Privileged: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// bench is one test's surroundings.
+type bench struct {
+	*daemon
+	hub *testHub
+	out *sink
+}
+
+func newBench(t *testing.T) *bench {
+	return &bench{daemon: newDaemon(t), hub: newHub(t), out: &sink{text: map[string]string{}}}
+}
+
+func (b *bench) options(t *testing.T, p *compose.Project) Options {
+	return Options{
+		Project: p, Auths: b.hub.auths(t), TLS: b.hub.trust(), Roots: []string{b.dir + "/mnt"}, Output: b.out.writer,
+		Address: b.sock, Shim: filepath.Join(lab, "containerd-shim-runc-v2"), Runc: filepath.Join(lab, "runc"),
+		State: b.dir + "/w", Volumes: b.dir + "/v", Netns: b.dir + "/n", Log: testLog(t),
+	}
+}
+
+// up runs a project and stops it when the test ends.
+func (b *bench) up(t *testing.T, text string) *Workload {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	w, err := Run(ctx, b.options(t, project(t, text, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.down(t, w) })
+	return w
+}
+
+func (b *bench) down(t *testing.T, w *Workload) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
+	defer cancel()
+	if err := w.Stop(ctx); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+}
+
+func testLog(t *testing.T) *slog.Logger {
+	var mu sync.Mutex
+	over := false
+	t.Cleanup(func() { mu.Lock(); over = true; mu.Unlock() })
+	return slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !over {
+			t.Log(strings.TrimSuffix(string(p), "\n"))
+		}
+		return len(p), nil
+	}), nil))
+}
+
+func waitFor(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("waited for nothing: %s", what)
+}
+
+func alive(pid uint32) bool { return syscall.Kill(int(pid), 0) == nil }
