@@ -91,6 +91,7 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 	if err := createMetadata(ctx, d.node()); err != nil {
 		return fail("HPL07007E", err, "the metadata partition cannot be made")
 	}
+	op.Log.Info("partition table and metadata partition made", "volume", s.Name)
 	o, err := luks2.Format(dev, dev.size, luks2.FormatOptions{Passphrase: s.Passphrases[0], Name: s.Name, KDF: kdf})
 	if err != nil {
 		return fail("HPL02002E", err, "the volume cannot be formatted")
@@ -144,6 +145,7 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, dev part, p pla
 		return err
 	}
 	if o.State != luks2.Ready {
+		op.Log.Info("making the file system", "volume", s.Name, "filesystem", s.Filesystem)
 		if err := filesystems[s.Filesystem].create(ctx, v.Device); err != nil {
 			return hpl.Wrap(err, "HPL02005E", s.Path, "the file system cannot be made")
 		}

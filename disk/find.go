@@ -87,6 +87,7 @@ func attribute(dir, name string) string {
 // found is a disk with what it holds.
 type found struct {
 	blockDevice
+	probed  bool
 	content Content
 	err     error // it could not be read
 	claimed bool  // a volume of this boot is on it
@@ -105,9 +106,10 @@ type verdict struct {
 	err    error    // stop at once
 } // all empty: wait
 
-// decide finds a volume's disk among those that are there. pending names
-// the volumes, this one included, that have no disk yet.
-func decide(s Spec, pending, all []string, disks []*found) verdict {
+// decide finds a volume's disk among those that are there. unnamed counts
+// the volumes without a disk that no disk's serial names; all are the names
+// of all volumes.
+func decide(s Spec, unnamed int, all []string, disks []*found) verdict {
 	var mine, free []*found
 	for _, d := range disks {
 		switch {
@@ -146,7 +148,7 @@ func decide(s Spec, pending, all []string, disks []*found) verdict {
 	switch {
 	case len(luks) > 0:
 		return verdict{open: luks}
-	case len(empty) == 1 && len(pending) == 1:
+	case len(empty) == 1 && unnamed == 1:
 		return verdict{create: empty[0]}
 	case len(empty) > 0:
 		return refuse("HPL02121E", s, "it is not clear which empty disk is meant for this volume: give the disk the volume's name as its serial")

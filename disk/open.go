@@ -140,12 +140,15 @@ func (op *opener) attachAll(ctx context.Context) error {
 			if progress, err = op.round(ctx, stable >= settle); err != nil {
 				return err
 			}
+			if progress {
+				end = time.Now().Add(op.Wait) // time spent on one disk is not waiting for the next
+			}
 		}
 		pending := op.pending()
 		if len(pending) == 0 {
 			return nil
 		}
-		if time.Now().After(end) {
+		if stable >= settle && time.Now().After(end) {
 			return hpl.New("HPL02122E", op.specs[pending[0]].Path,
 				"no disk for this volume was attached: attach an empty disk, or its own, with the volume's name as serial")
 		}
@@ -168,14 +171,6 @@ func (op *opener) pending() []int {
 	return all
 }
 
-func (op *opener) names(of []int) []string {
-	var all []string
-	for _, i := range of {
-		all = append(all, op.specs[i].Name)
-	}
-	return all
-}
-
 // round goes over the pending volumes once and says whether one got a disk.
 // Disks without a fitting serial are looked at only once the set of disks
 // has settled: the volume's own may be about to appear.
@@ -185,14 +180,25 @@ func (op *opener) round(ctx context.Context, settled bool) (bool, error) {
 		all[i] = s.Name
 	}
 	pending := op.pending()
+	var unnamed []string // volumes that no disk's serial names
+	for _, i := range pending {
+		if name := op.specs[i].Name; !slices.ContainsFunc(op.disks, func(f *found) bool { return f.names(name) }) {
+			unnamed = append(unnamed, name)
+		}
+	}
+	for _, d := range op.disks {
+		if len(unnamed) > 0 && settled || slices.ContainsFunc(all, d.names) {
+			op.probe(d)
+		}
+	}
 	verdicts := make([]verdict, len(pending))
 	var failed error
 	for n, i := range pending {
 		s, v := op.specs[i], op.volumes[i]
-		if !settled && !slices.ContainsFunc(op.disks, func(f *found) bool { return f.names(s.Name) }) {
+		if !settled && slices.Contains(unnamed, s.Name) {
 			continue
 		}
-		verdicts[n] = decide(s, op.names(pending), all, op.disks)
+		verdicts[n] = decide(s, len(unnamed), all, op.disks)
 		if len(verdicts[n].open) == 0 {
 			failed = errors.Join(failed, verdicts[n].err)
 			continue
@@ -247,8 +253,7 @@ func (op *opener) tryEach(ctx context.Context, s Spec, v *Volume, disks []*found
 	return false, hpl.Wrap(last, "HPL02003E", s.Path, detail)
 }
 
-// look lists and probes the disks anew; a disk that has not changed keeps
-// what was found.
+// look lists the disks anew; a disk that has not changed keeps what was found.
 func (op *opener) look() (changed bool, err error) {
 	now, err := scan(op.Exclude)
 	if err != nil {
@@ -262,14 +267,23 @@ func (op *opener) look() (changed bool, err error) {
 			continue
 		}
 		changed = true
-		f := &found{blockDevice: d}
-		f.content, f.err = probeNode(d)
-		f.claimed = f.err == nil && f.content.Kind == Foreign && holdsCidata(d) // a disk with another purpose
-		op.Log.Info("disk found", "disk", d.name, "bytes", d.size, "kind", f.content.Kind, "error", errors.Join(f.err, f.content.Reason))
-		next = append(next, f)
+		next = append(next, &found{blockDevice: d})
 	}
 	op.disks = next
 	return changed, nil
+}
+
+// probe reads what a disk is, once, and only of a disk that is in question:
+// looking for emptiness costs a tenth of a second.
+func (op *opener) probe(d *found) {
+	if d.probed {
+		return
+	}
+	d.probed = true
+	d.content, d.err = probeNode(d.blockDevice)
+	d.claimed = d.err == nil && d.content.Kind == Foreign && holdsCidata(d.blockDevice) // a disk with another purpose
+	op.Log.Info("disk found", "disk", d.name, "bytes", d.size, "kind", d.content.Kind, "layout", d.content.Layout,
+		"error", errors.Join(d.err, d.content.Reason))
 }
 
 func probeNode(d blockDevice) (Content, error) {

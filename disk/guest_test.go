@@ -1,0 +1,406 @@
+//go:build guest
+
+package disk
+
+// The tests of this file run as PID 1 of a guest: only there are a device
+// mapper and disks to lose. vm_test.go builds the guest, makes its disks, and
+// compares what is left on them.
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hpcr/agent/hpl"
+	"hpcr/agent/secret"
+)
+
+const guestPass = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8"
+
+var cheap = KDF{MemoryKiB: 32 << 10, Time: 4, Parallel: 1}
+
+func TestMain(m *testing.M) {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "tests with the tag guest run only as a guest's first process: see vm_test.go")
+		os.Exit(2)
+	}
+	out, err := bringUp()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+		powerOff()
+	}
+	// Each line of the tests' output is one JSON event to the host.
+	r, w, err := os.Pipe()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+		powerOff()
+	}
+	done := make(chan struct{})
+	enc := json.NewEncoder(out)
+	go func() {
+		defer close(done)
+		for lines := bufio.NewScanner(r); lines.Scan(); {
+			if err := enc.Encode(map[string]any{"t": "line", "line": lines.Text()}); err != nil {
+				fmt.Fprintln(os.Stderr, "guest:", err)
+			}
+			fmt.Fprintln(os.Stderr, lines.Text())
+		}
+	}()
+	os.Stdout = w
+	code := m.Run()
+	w.Close()
+	<-done
+	if err := enc.Encode(map[string]any{"t": "end", "code": code}); err != nil {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+	}
+	unix.Sync()
+	time.Sleep(100 * time.Millisecond) // the port has no flush
+	powerOff()
+}
+
+func powerOff() {
+	for {
+		if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
+			fmt.Fprintln(os.Stderr, "guest:", err)
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+func bringUp() (io.Writer, error) {
+	for _, m := range [][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}} {
+		if err := os.MkdirAll(m[1], 0o755); err != nil {
+			return nil, err
+		}
+		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("mount %s: %w", m[1], err)
+		}
+	}
+	list, err := os.ReadFile("/etc/hpcr/modules.json")
+	if err != nil {
+		return nil, err
+	}
+	var modules struct{ Groups map[string][]string }
+	if err := json.Unmarshal(list, &modules); err != nil {
+		return nil, err
+	}
+	for _, path := range append(modules.Groups["base"], modules.Groups["disk"]...) {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
+			return nil, fmt.Errorf("module %s: %w", path, err)
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range names {
+			if b, err := os.ReadFile(n); err == nil && strings.TrimSpace(string(b)) == "org.hpcr.events" {
+				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(n)), os.O_RDWR, 0)
+			}
+		}
+	}
+	return nil, errors.New("no event port")
+}
+
+func spec(name string, pass ...string) Spec {
+	s := Spec{Name: name, Path: "/workload/volumes/#1", Mount: "/mnt/" + name, MayCreate: true}
+	for _, p := range pass {
+		s.Passphrases = append(s.Passphrases, secret.FromString(p))
+	}
+	return s
+}
+
+func options(t *testing.T) Options {
+	return Options{KDF: cheap, Wait: time.Second, Log: slog.New(slog.NewTextHandler(os.Stdout, nil))}
+}
+
+func open(t *testing.T, o Options, specs ...Spec) []*Volume {
+	t.Helper()
+	vols, err := OpenAll(t.Context(), specs, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, v := range vols {
+			if err := v.Close(context.Background()); err != nil {
+				t.Error(err)
+			}
+		}
+		none(t)
+	})
+	return vols
+}
+
+// none: no mapping and no mount is left.
+func none(t *testing.T) {
+	t.Helper()
+	if left, err := filepath.Glob("/sys/block/dm-*"); err != nil || len(left) > 0 {
+		t.Errorf("mappings left: %v, %v", left, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil || bytes.Contains(mounts, []byte("/mnt/")) {
+		t.Errorf("mounts left: %v\n%s", err, mounts)
+	}
+}
+
+// refused opens what must not open, soon.
+func refused(t *testing.T, o Options, code hpl.Code, specs ...Spec) *hpl.Error {
+	t.Helper()
+	start := time.Now()
+	vols, err := OpenAll(t.Context(), specs, o)
+	if err == nil {
+		t.Fatalf("opened: %+v", vols[0])
+	}
+	e := hpl.From(err)
+	if e.Code != code {
+		t.Errorf("got %v, want %s", err, code)
+	}
+	if o.Wait > time.Minute && time.Since(start) > time.Minute {
+		t.Errorf("took %v: waited for a disk that is there", time.Since(start))
+	}
+	none(t)
+	t.Logf("%v", err)
+	return e
+}
+
+// patient waits longer than any of these tests may take: a refusal must come
+// at once.
+func patient(t *testing.T) Options {
+	o := options(t)
+	o.Wait = time.Hour
+	return o
+}
+
+// TestFirstBoot: a blank disk becomes a volume, and is one after it was closed.
+func TestFirstBoot(t *testing.T) {
+	t.Run("created", func(t *testing.T) {
+		v := open(t, options(t), spec("data", guestPass))[0]
+		if !v.Created || v.Kind != "ours" || v.Generation != 2 {
+			t.Errorf("%+v", v)
+		}
+		if err := os.WriteFile("/mnt/data/file", []byte("kept"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		mounts, err := os.ReadFile("/proc/self/mounts")
+		if err != nil || !strings.Contains(string(mounts), "/mnt/data ext4 rw,nosuid,nodev,") {
+			t.Errorf("%v\n%s", err, mounts)
+		}
+		sectors, target, params, err := liveTable(v.mapping.name)
+		if err != nil || target != "crypt" || sectors == 0 || !strings.HasPrefix(string(params), "aes-xts-plain64 :64:logon:hpcr:") ||
+			!strings.HasSuffix(string(params), " 1 sector_size:4096") {
+			t.Errorf("live table: %d %s %q %v", sectors, target, params, err)
+		}
+		keys, err := os.ReadFile("/proc/keys")
+		if err != nil || bytes.Contains(keys, []byte("hpcr:")) {
+			t.Errorf("a key is left in a keyring: %v\n%s", err, keys)
+		}
+	})
+	t.Run("opened again", func(t *testing.T) {
+		v := open(t, options(t), spec("data", "not this one", guestPass))[0]
+		if v.Created || v.Generation != 2 {
+			t.Errorf("%+v", v)
+		}
+		if b, err := os.ReadFile("/mnt/data/file"); err != nil || string(b) != "kept" {
+			t.Errorf("%q, %v", b, err)
+		}
+		for range 2 {
+			if err := v.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	t.Run("two volumes, the second without a serial of its own", func(t *testing.T) {
+		a, b := spec("data", guestPass), spec("other", strings.Repeat("b", 64))
+		b.Mount = "/mnt/data/below"
+		o := options(t)
+		o.Exclude = others(t, "data", "spare")
+		vols := open(t, o, b, a)
+		if !vols[0].Created || vols[1].Created || vols[0].Name != "other" {
+			t.Errorf("%+v %+v", vols[0], vols[1])
+		}
+		if err := os.WriteFile("/mnt/data/below/x", nil, 0o600); err != nil {
+			t.Error(err)
+		}
+		if err := vols[0].Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a mount in use is detached in time, and its key goes with its last user", func(t *testing.T) {
+		vols, err := OpenAll(t.Context(), []Spec{spec("data", guestPass)}, options(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open("/mnt/data/file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if err := vols[0].Close(ctx); err == nil {
+			t.Error("closed under its user")
+		}
+		f.Close()
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if left, _ := filepath.Glob("/sys/block/dm-*"); len(left) == 0 {
+				break
+			}
+		}
+		none(t)
+	})
+	t.Run("creation cut off before there was a volume goes on", func(t *testing.T) {
+		if v := open(t, options(t), spec("cut", guestPass))[0]; !v.Created {
+			t.Errorf("%+v", v)
+		}
+	})
+}
+
+// others are all disks but those with the given serials.
+func others(t *testing.T, keep ...string) []string {
+	t.Helper()
+	all, err := scan(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, d := range all {
+		if !slices.Contains(keep, d.serial) {
+			names = append(names, d.name)
+		}
+	}
+	return names
+}
+
+// TestForeign: volumes that cryptsetup made open, and keep their data.
+func TestForeign(t *testing.T) {
+	for _, name := range []string{"stock-argon", "stock-pbkdf", "stock-luks1", "stock-part"} {
+		t.Run(name, func(t *testing.T) {
+			v := open(t, patient(t), spec(name, strings.Repeat("0", 64), guestPass))[0]
+			if v.Created || v.Kind != "foreign-luks" {
+				t.Errorf("%+v", v)
+			}
+			if b, err := os.ReadFile(v.Mount + "/file"); err != nil || string(b) != "from the host" {
+				t.Errorf("%q, %v", b, err)
+			}
+			_, _, params, err := liveTable(v.mapping.name)
+			if err != nil || !strings.HasPrefix(string(params), "aes-xts-plain64 :64:logon:hpcr:") {
+				t.Errorf("live table: %q %v", params, err)
+			}
+		})
+	}
+}
+
+// TestRefused: the host changed or swapped a disk. Each is refused with its
+// code, at once, and vm_test.go finds every byte of it as it was.
+func TestRefused(t *testing.T) {
+	short := spec("short", guestPass)
+	short.MayCreate = false
+	tests := map[string]struct {
+		code hpl.Code
+		spec Spec
+	}{
+		"wrong seed":                               {"HPL02003E", spec("kept", strings.Repeat("0", 64))},
+		"wrong seed on a stock volume":             {"HPL02003E", spec("stock-argon", strings.Repeat("0", 64))},
+		"an ext4 file system":                      {"HPL02003E", spec("foreign", guestPass)},
+		"two partitions without LUKS":              {"HPL02003E", spec("twoparts", guestPass)},
+		"one partition":                            {"HPL07006E", spec("onepart", guestPass)},
+		"three partitions":                         {"HPL07006E", spec("threeparts", guestPass)},
+		"null cipher, right passphrase":            {"HPL02003E", spec("nullcipher", guestPass)},
+		"cipher with a device injected":            {"HPL02003E", spec("injected", guestPass)},
+		"seal removed":                             {"HPL02003E", spec("stripped", guestPass)},
+		"another volume's disk with equal seeds":   {"HPL02003E", spec("renamed", guestPass)},
+		"a new volume with seeds of the old style": {"HPL02002E", short},
+		"two disks with one serial":                {"HPL02121E", spec("twin", guestPass)},
+		"a disk too small":                         {"HPL07003E", spec("small", guestPass)},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) { refused(t, patient(t), tt.code, tt.spec) })
+	}
+	t.Run("no disk", func(t *testing.T) {
+		o := options(t)
+		o.Exclude = others(t)
+		refused(t, o, "HPL02122E", spec("missing", guestPass))
+	})
+	t.Run("one unclaimed LUKS disk that does not open is not a missing disk", func(t *testing.T) {
+		o := patient(t)
+		o.Exclude = others(t, "kept")
+		refused(t, o, "HPL02003E", spec("missing", strings.Repeat("0", 64)))
+	})
+	t.Run("wrong seed beside an empty disk does not format it", func(t *testing.T) {
+		o := patient(t)
+		o.Exclude = others(t, "kept", "short")
+		refused(t, o, "HPL02003E", spec("missing", strings.Repeat("0", 64)))
+	})
+	t.Run("a mount path of the guest's own", func(t *testing.T) {
+		s := spec("short", guestPass)
+		s.Mount = "/etc"
+		refused(t, patient(t), "HPL02007E", s)
+	})
+	t.Run("a file system that this image cannot make", func(t *testing.T) {
+		s := spec("short", guestPass)
+		s.Filesystem = "btrfs"
+		refused(t, patient(t), "HPL02005E", s)
+	})
+}
+
+// TestSecondBoot: after the host opened the disk with cryptsetup.
+func TestSecondBoot(t *testing.T) {
+	v := open(t, patient(t), spec("data", guestPass))[0]
+	if v.Created || v.Generation != 2 {
+		t.Errorf("%+v", v)
+	}
+	if b, err := os.ReadFile("/mnt/data/file"); err != nil || string(b) != "kept" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestMakeKept makes the volume that later boots must not lose, and reports
+// nothing of its key.
+func TestMakeKept(t *testing.T) {
+	v := open(t, patient(t), spec("kept", guestPass))[0]
+	if !v.Created {
+		t.Errorf("%+v", v)
+	}
+}
+
+// TestCidata: the label decides, not the serial or the place.
+func TestCidata(t *testing.T) {
+	name, err := FindLabel("CIDATA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ReadDevice(name, 64<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("cidata sha256 %x", sha256.Sum256(b))
+	if _, err := ReadDevice(name, int64(len(b))-1); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := FindLabel("nothing"); !errors.Is(err, ErrNoLabel) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := FindLabel("double"); err == nil || errors.Is(err, ErrNoLabel) {
+		t.Errorf("two disks with one label: %v", err)
+	}
+}
