@@ -242,9 +242,9 @@ func Root() (string, error) {
 
 var unsafe = regexp.MustCompile(`[^a-z0-9]+`)
 
-// slug is a test's name as a folder's.
+// slug is the last part of a test's name, as a folder's name.
 func slug(name string) string {
-	_, name, _ = strings.Cut(name, "/")
+	name = name[strings.LastIndexByte(name, '/')+1:]
 	return strings.Trim(unsafe.ReplaceAllString(strings.ToLower(name), "-"), "-")
 }
 
