@@ -21,7 +21,7 @@ func dnsmasq(t *testing.T, ns string, args ...string) {
 
 func TestDHCP(t *testing.T) {
 	c := wire(t, "isp", "eth0", "192.0.2.1/24")
-	dnsmasq(t, "isp", "--port=0", "--dhcp-range=192.0.2.50,192.0.2.60,255.255.255.0,2m", "--dhcp-option=6,192.0.2.53,198.51.100.53",
+	dnsmasq(t, "isp", "--port=0", "--dhcp-range=192.0.2.50,192.0.2.60,255.255.255.0,2m", "--dhcp-option=6,192.0.2.3,198.51.100.53",
 		"--dhcp-option=119,lab.example,example.com", "--dhcp-option-force=26,1400", "--dhcp-option-force=121,10.0.0.0/8,192.0.2.66", "--dhcp-option-force=12,evil", "--dhcp-option-force=42,192.0.2.66")
 	n, err := up(t, Config{}, c)
 	if err != nil {
@@ -31,7 +31,7 @@ func TestDHCP(t *testing.T) {
 	if len(got) != 1 || !prefix("192.0.2.0/24").Contains(got[0].Addr()) || got[0].Bits() != 24 {
 		t.Errorf("addresses %v", got)
 	}
-	if diff := cmp.Diff([]netip.Addr{addr("192.0.2.53"), addr("198.51.100.53")}, n.Nameservers(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+	if diff := cmp.Diff([]netip.Addr{addr("192.0.2.3"), addr("198.51.100.53")}, n.Nameservers(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]string{"lab.example", "example.com"}, n.Search()); diff != "" {

@@ -9,7 +9,9 @@ import (
 )
 
 func renewal(h *held) func(context.Context, *nclient4.Client) (*nclient4.Lease, error) {
-	return func(ctx context.Context, c *nclient4.Client) (*nclient4.Lease, error) { return c.Renew(ctx, h.lease, asked) }
+	return func(ctx context.Context, c *nclient4.Client) (*nclient4.Lease, error) {
+		return c.Renew(ctx, h.lease, asked)
+	}
 }
 
 // fakeLease is one of a server that no longer is.

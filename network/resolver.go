@@ -240,7 +240,12 @@ func (p *Project) forward(w dns.ResponseWriter, q *dns.Msg) *dns.Msg {
 		ctx, stop := context.WithTimeout(context.Background(), forwardLimit)
 		answer, _, err := client.ExchangeContext(ctx, q.Copy(), netip.AddrPortFrom(server, portDNS).String())
 		stop()
-		if err != nil || !answers(answer, q) {
+		if err != nil {
+			p.net.log.Debug("resolver does not answer", "server", server, "error", err)
+			continue
+		}
+		if !answers(answer, q) {
+			p.net.log.Debug("resolver answers another question", "server", server)
 			continue
 		}
 		answer.Id, answer.Response = q.Id, true
