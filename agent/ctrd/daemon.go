@@ -36,6 +36,9 @@ func Daemon(args []string) int {
 		return 2
 	}
 	logrus.SetOutput(os.Stderr)
+	if os.Getenv("PATH") == "" { // the shim's -info call looks for runc in it
+		os.Setenv("PATH", "/bin:/sbin")
+	}
 	if err := log.SetLevel(*level); err != nil {
 		fmt.Fprintln(os.Stderr, "containerd:", err)
 		return 2

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -122,7 +123,49 @@ type run struct {
 	cancel context.CancelFunc
 }
 
+// start begins a run. All containers share one shim, which leaves when its last
+// task is deleted: a task is created under the lock that deletions take, and
+// again if the shim was just on its way out.
 func (s *service) start(ctx context.Context) (*run, error) {
+	s.w.shim.Lock()
+	defer s.w.shim.Unlock()
+	if err := s.deleteOld(ctx); err != nil {
+		return nil, err
+	}
+	for try := 1; ; try++ {
+		r, err := s.startOnce(ctx)
+		if err == nil || try == shimTries || !shimGone(err) || sleep(ctx, 100*time.Millisecond) != nil {
+			return r, err
+		}
+	}
+}
+
+const shimTries = 5
+
+func shimGone(err error) bool {
+	for _, text := range []string{"ttrpc: closed", "shim disconnected", "connect: connection refused", "connect: no such file"} {
+		if strings.Contains(err.Error(), text) {
+			return true
+		}
+	}
+	return false
+}
+
+// deleteOld removes the task of the run before, if there is one. It was kept
+// so that the shim stays for the other containers.
+func (s *service) deleteOld(ctx context.Context) error {
+	s.mu.Lock()
+	task := s.task
+	s.task = nil
+	s.mu.Unlock()
+	if task == nil {
+		return nil
+	}
+	_, err := task.Delete(ctx, containerd.WithProcessKill)
+	return ignoreNotFound(err)
+}
+
+func (s *service) startOnce(ctx context.Context) (*run, error) {
 	r := &run{}
 	creator, err := s.io(r)
 	if err != nil {
@@ -130,6 +173,7 @@ func (s *service) start(ctx context.Context) (*run, error) {
 	}
 	task, err := s.container.NewTask(ctx, creator)
 	if err != nil {
+		r.closeOutput()
 		return nil, fmt.Errorf("create task: %w", err)
 	}
 	// The wait belongs to the supervisor and outlives this call.
@@ -140,6 +184,7 @@ func (s *service) start(ctx context.Context) (*run, error) {
 	}
 	if err != nil {
 		cancel()
+		r.closeOutput()
 		// What could not start is removed with whatever it left; the cause is err.
 		_, derr := task.Delete(context.WithoutCancel(ctx), containerd.WithProcessKill)
 		return nil, errors.Join(fmt.Errorf("start: %w", err), ignoreNotFound(derr))
@@ -189,13 +234,10 @@ func (s *service) io(r *run) (cio.Creator, error) {
 	return cio.NewCreator(opts...), nil
 }
 
-// finish takes a run that has ended apart: the last output is read, the task
-// is deleted.
-func (s *service) finish(ctx context.Context, r *run) error {
-	defer r.cancel()
-	if r.stdin != nil {
-		r.stdin.Close()
-	}
+// finish reads what a run that has ended still had to say. Its task stays until
+// the next start or the end.
+func (r *run) finish() {
+	r.cancel()
 	if io := r.task.IO(); io != nil {
 		drained := make(chan struct{})
 		go func() { io.Wait(); close(drained) }()
@@ -205,14 +247,16 @@ func (s *service) finish(ctx context.Context, r *run) error {
 			io.Cancel()
 		}
 	}
-	_, err := r.task.Delete(ctx, containerd.WithProcessKill)
-	for _, l := range r.output {
-		err = errors.Join(ignoreNotFound(err), l.Close())
+	r.closeOutput()
+}
+
+func (r *run) closeOutput() {
+	if r.stdin != nil {
+		r.stdin.Close()
 	}
-	s.mu.Lock()
-	s.task = nil
-	s.mu.Unlock()
-	return ignoreNotFound(err)
+	for _, l := range r.output {
+		l.Close()
+	}
 }
 
 func ignoreNotFound(err error) error {
@@ -300,10 +344,7 @@ func (s *service) remove(ctx context.Context) error {
 		// NewContainer may have left its snapshot.
 		errs = append(errs, ignoreNotFound(s.w.client.SnapshotService(snapshotter).Remove(ctx, s.id())))
 	} else {
-		if task, err := s.container.Task(ctx, nil); err == nil {
-			_, err = task.Delete(ctx, containerd.WithProcessKill)
-			errs = append(errs, ignoreNotFound(err))
-		}
+		errs = append(errs, s.deleteOld(ctx))
 		errs = append(errs, ignoreNotFound(s.container.Delete(ctx, containerd.WithSnapshotCleanup)))
 	}
 	errs = append(errs, s.w.disconnect(s.def), dropStage(s.stage()))

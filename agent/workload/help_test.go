@@ -71,6 +71,7 @@ func (d *daemon) start(t *testing.T) {
 	t.Helper()
 	d.cmd = exec.Command(filepath.Join(lab, "containerd"), "--root", d.dir+"/r", "--state", d.dir+"/s", "--address", d.sock)
 	d.cmd.Stderr = d.stderr
+	d.cmd.Env = append(os.Environ(), "PATH="+lab)
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package workload
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"hpcr/contract/compose"
@@ -26,7 +28,11 @@ type image struct {
 
 const maxConfig = 4 << 20
 
-func loadImage(ctx context.Context, handle containerd.Image) (*image, error) {
+var errPlatform = errors.New("no match for platform in the image's configuration")
+
+// loadImage reads what a pulled image says about itself. A registry's index is
+// matched by platform on the way; a lone manifest only here.
+func loadImage(ctx context.Context, handle containerd.Image, platform platforms.Matcher) (*image, error) {
 	desc, err := handle.Config(ctx)
 	if err != nil {
 		return nil, err
@@ -40,6 +46,7 @@ func loadImage(ctx context.Context, handle containerd.Image) (*image, error) {
 	}
 	// Docker's HEALTHCHECK stands beside what the OCI defines.
 	var doc struct {
+		ocispec.Platform
 		Config struct {
 			ocispec.ImageConfig
 			Healthcheck *struct {
@@ -51,6 +58,9 @@ func loadImage(ctx context.Context, handle containerd.Image) (*image, error) {
 	}
 	if err := json.Unmarshal(blob, &doc); err != nil {
 		return nil, fmt.Errorf("image configuration: %w", err)
+	}
+	if !platform.Match(platforms.Normalize(doc.Platform)) {
+		return nil, errPlatform
 	}
 	img := &image{handle: handle, config: doc.Config.ImageConfig}
 	if h := doc.Config.Healthcheck; h != nil && len(h.Test) > 0 {

@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	case "containerd-shim-runc-v2":
 		ctrd.Shim()
 		return
+	case "probe":
+		probe()
+		return
 	}
 	if os.Getenv(inside) == "" {
 		os.Exit(reexec())
@@ -90,7 +93,7 @@ func prepare() error {
 	if err != nil {
 		return err
 	}
-	for _, applet := range []string{"containerd", "containerd-shim-runc-v2"} {
+	for _, applet := range []string{"containerd", "containerd-shim-runc-v2", "probe"} {
 		if err := copyFile(self, filepath.Join(lab, applet)); err != nil {
 			return err
 		}

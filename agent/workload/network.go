@@ -32,6 +32,9 @@ func (w *Workload) openBridges() error {
 			if w.bridges[m.Network] != nil {
 				continue
 			}
+			if w.opt.NewBridge == nil {
+				return errors.New("the guest has no network for containers")
+			}
 			br, err := w.opt.NewBridge(internal[m.Network])
 			if err != nil {
 				return fmt.Errorf("bridge: %w", err)

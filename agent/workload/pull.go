@@ -8,6 +8,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/platforms"
 	"golang.org/x/sync/errgroup"
 
 	"hpcr/agent/hpl"
@@ -64,6 +65,7 @@ func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *servi
 	if w.opt.TLS == nil {
 		return hpl.New("HPL06004E", "", "the guest has no trust settings for registries: this is an error in the guest")
 	}
+	ctx = w.withLog(ctx)
 	client := registryClient(w.opt.TLS)
 	defer client.CloseIdleConnections()
 	r := newResolver(client, w.opt.Auths)
@@ -101,9 +103,17 @@ func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver) 
 		containerd.WithPullSnapshotter(snapshotter),
 		containerd.WithMaxConcurrentDownloads(layersAtOnce),
 	}
+	platform := platforms.Default()
 	if s.def.Platform != "" {
-		opts = append(opts, containerd.WithPlatform(s.def.Platform))
+		p, err := platforms.Parse(s.def.Platform)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errPlatform, err)
+		}
+		if platform = platforms.Only(p); !platforms.Default().Match(p) {
+			return nil, errPlatform
+		}
 	}
+	opts = append(opts, containerd.WithPlatformMatcher(platform))
 	handle, err := w.client.Pull(ctx, ref, opts...)
 	if err != nil {
 		return nil, err
@@ -111,7 +121,7 @@ func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver) 
 	if handle.Target().Digest.String() != s.def.Image.Digest {
 		return nil, errOtherDigest
 	}
-	img, err := loadImage(ctx, handle)
+	img, err := loadImage(ctx, handle, platform)
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}

@@ -101,23 +101,29 @@ func identity(s *compose.Service, img *image) oci.SpecOpts {
 }
 
 func capabilities(s *compose.Service) oci.SpecOpts {
-	if s.Privileged {
-		return oci.WithCapabilities(cap.Known())
-	}
-	caps := slices.Clone(dockerCaps)
-	if slices.Contains(s.CapDrop, "ALL") {
-		caps = nil
-	}
-	if slices.Contains(s.CapAdd, "ALL") {
-		caps = cap.Known()
-	}
-	for _, c := range s.CapAdd {
-		if c != "ALL" && !slices.Contains(caps, c) {
-			caps = append(caps, c)
+	return set(func(spec *oci.Spec) error {
+		// All means all that the guest's own processes have.
+		all, err := cap.Current()
+		if err != nil {
+			return err
 		}
-	}
-	caps = slices.DeleteFunc(caps, func(c string) bool { return slices.Contains(s.CapDrop, c) })
-	return oci.WithCapabilities(caps)
+		caps := slices.Clone(dockerCaps)
+		if slices.Contains(s.CapDrop, "ALL") {
+			caps = nil
+		}
+		if slices.Contains(s.CapAdd, "ALL") || s.Privileged {
+			caps = all
+		}
+		for _, c := range s.CapAdd {
+			if c != "ALL" && !slices.Contains(caps, c) {
+				caps = append(caps, c)
+			}
+		}
+		if !s.Privileged {
+			caps = slices.DeleteFunc(caps, func(c string) bool { return slices.Contains(s.CapDrop, c) })
+		}
+		return oci.WithCapabilities(caps)(context.Background(), nil, nil, spec)
+	})
 }
 
 // guestDevices are left out of a privileged container's /dev: the Ultravisor,

@@ -32,9 +32,7 @@ func (s *service) supervise(ctx context.Context, r *run) {
 		check := s.startChecks(ctx, r)
 		code := s.await(ctx, r)
 		check()
-		if err := s.finish(context.WithoutCancel(ctx), r); err != nil {
-			log.Warn("an ended container could not be cleaned up", "err", err)
-		}
+		r.finish()
 		stopped := s.halted()
 		if time.Since(r.begin) >= steadyRun {
 			pause = firstPause

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -81,6 +82,7 @@ type Workload struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	shim    sync.Mutex // no task is created while another one is deleted
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every change of a service
 }
@@ -103,6 +105,7 @@ func Run(ctx context.Context, o Options) (*Workload, error) {
 // New connects to containerd, which may still be on its way up.
 func New(ctx context.Context, o Options) (*Workload, error) {
 	o.defaults()
+	logrus.SetOutput(io.Discard) // what withLog does not reach must not reach the console either
 	w := &Workload{opt: o, bridges: map[string]Bridge{}, changed: make(chan struct{})}
 	for i := range o.Project.Services {
 		def := &o.Project.Services[i]
@@ -111,7 +114,7 @@ func New(ctx context.Context, o Options) (*Workload, error) {
 	if err := w.connectDaemon(ctx); err != nil {
 		return nil, hpl.Wrap(err, "HPL08004E", "", "the guest's container runtime does not answer: give the guest more memory")
 	}
-	w.ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	w.ctx, w.cancel = context.WithCancel(w.withLog(context.WithoutCancel(ctx)))
 	return w, nil
 }
 
@@ -162,6 +165,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // Start creates and starts the containers in order, each when what it depends
 // on is so far. A container that ends at once has started all the same.
 func (w *Workload) Start(ctx context.Context) error {
+	ctx = w.withLog(ctx)
 	if err := w.openBridges(); err != nil {
 		return hpl.Wrap(err, "HPL08004E", compose.Root+"/networks", "the containers' network could not be made: the guest's log has the cause")
 	}
@@ -245,6 +249,7 @@ func (s *service) snapshot() (State, <-chan struct{}) {
 // grace, then by force, and removes all that Start made. When ctx ends first,
 // the rest is killed at once.
 func (w *Workload) Stop(ctx context.Context) error {
+	ctx = w.withLog(ctx)
 	var errs []error
 	for i := len(w.services) - 1; i >= 0; i-- {
 		errs = append(errs, w.services[i].stop(ctx))
