@@ -93,6 +93,8 @@ type section struct {
 	encrypted bool
 	closed    bool // encrypted, and lint has no key
 	text      *secret.Secret
+	parsed    *node // of a decrypted text, made when it was judged
+	yerr      *yamlError
 	body      at // the parsed mapping; missing if closed
 }
 
@@ -221,7 +223,7 @@ func (r *run) openSection(s *section) {
 		r.warn("", s.place, "the section is encrypted and was not looked at", "give the contract key with --key")
 		return
 	}
-	plain, err := OpenToken(token, r.keys, r.policy.StrictPassword, isMapping)
+	plain, err := OpenToken(token, r.keys, r.policy.StrictPassword, s.judge)
 	if err != nil {
 		r.failCause(err, badContract, s.place, "the section cannot be decrypted", "encrypt it for this image, with this image's certificate")
 		return
@@ -230,30 +232,32 @@ func (r *run) openSection(s *section) {
 	r.plan.TokensDecrypted++
 }
 
-// isMapping judges a decrypted section. Strictness comes later: a mapping
-// with a doubled key was decrypted all right.
-func isMapping(b []byte) bool {
-	n, err := parseYAML("", b)
-	if err != nil {
-		return !err.syntax
+// judge says whether a decrypted text is a section's: a YAML mapping. It is
+// not strict: a mapping with a doubled key was decrypted all right.
+func (s *section) judge(b []byte) bool {
+	s.parsed, s.yerr = parseYAML(s.name, b)
+	if s.yerr != nil {
+		return !s.yerr.syntax
 	}
-	return n != nil && n.kind == mapNode
+	return s.parsed != nil && s.parsed.kind == mapNode
 }
 
 // parse turns section texts into mappings and opens tokens inside.
 func (r *run) parse() {
 	for _, s := range []*section{&r.workload, &r.env} {
-		if s.text != nil {
-			n, yerr := parseYAML(s.name, s.text.Bytes())
-			switch {
-			case yerr != nil:
-				r.failYAML("HPL05000E", root(s.name, s.name, nil), yerr)
-				continue
-			case n == nil || n.kind != mapNode:
-				r.fail("HPL05000E", root(s.name, s.name, nil), "the section is not a mapping", `write "key: value" lines`)
-				continue
-			}
-			s.body = root(s.name, s.name, n)
+		if s.text != nil && !s.encrypted {
+			s.parsed, s.yerr = parseYAML(s.name, s.text.Bytes())
+		}
+		switch {
+		case s.text == nil:
+		case s.yerr != nil:
+			r.failYAML("HPL05000E", root(s.name, s.name, nil), s.yerr)
+			continue
+		case s.parsed == nil || s.parsed.kind != mapNode:
+			r.fail("HPL05000E", root(s.name, s.name, nil), "the section is not a mapping", `write "key: value" lines`)
+			continue
+		default:
+			s.body = root(s.name, s.name, s.parsed)
 		}
 		if s.body.present() {
 			r.nested(s.body.n, new(int))

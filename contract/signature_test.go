@@ -168,7 +168,7 @@ func TestUncutPassword(t *testing.T) {
 	}
 	// openssl cannot be given such a password; our own Seal's steps can.
 	token := sealWith(t, sealed, password, []byte("type: workload\n"))
-	plain, err := OpenToken(token, []*rsa.PrivateKey{key}, false, isMapping)
+	plain, err := OpenToken(token, []*rsa.PrivateKey{key}, false, isText)
 	if err != nil || string(plain.Bytes()) != "type: workload\n" {
 		t.Fatalf("got %v", err)
 	}

@@ -1,0 +1,270 @@
+package contract
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"regexp"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"hpcr/agent/hpl"
+)
+
+// hostPath and hostDetail are what the agent lets through to the console.
+var (
+	hostPath   = regexp.MustCompile(`^(/[A-Za-z0-9_.#-]{1,64})*$`)
+	hostDetail = regexp.MustCompile(`^[ -~]{1,400}$`)
+)
+
+func checkHostForm(t *testing.T, r *run) {
+	t.Helper()
+	for _, f := range r.findings {
+		if !hostPath.MatchString(f.HostPath) || !hostDetail.MatchString(f.detail()) {
+			t.Fatalf("not fit for the console: %q, %q", f.HostPath, f.detail())
+		}
+		if _, known := hpl.Lookup(f.Code); !known && f.Code != "" || f.Severity == SeverityError && !strings.HasSuffix(string(f.Code), "E") {
+			t.Fatalf("code %q of severity %s", f.Code, f.Severity)
+		}
+	}
+}
+
+// Every message of the table of bad contracts is fit for the console.
+func TestFindingsAreFitForTheConsole(t *testing.T) {
+	base := baseSections(t)
+	for _, tt := range badContracts {
+		sections := map[string]string{"workload": base["workload"], "env": base["env"]}
+		sections[tt.section] = strings.Replace(base[tt.section], tt.old, tt.new, 1)
+		r := runSections(t, sections, true)
+		r.lintReport()
+		checkHostForm(t, r)
+	}
+}
+
+// Property: no panic, bounded time; guest and lint agree; no text of the
+// contract reaches the console; what is accepted survives the wire.
+func FuzzContract(f *testing.F) {
+	base := baseSections(f)
+	f.Add(base["workload"], base["env"], []byte("local-hostname: a\n"), []byte(nil))
+	f.Add("type: workload\nplay: {}\n", "type: env\nlogging: {logRouter: {}}\n", []byte{}, readFile(f, vectors, "network", "static.yaml"))
+	f.Add("type: workload\nvolumes: {canaryname: {seed: canaryseed1234567}}\n", "a: &a [*a]\n", []byte("canaryname: [\n"), []byte("network: {ethernets: {canaryname: {dhcp4: canary}}}"))
+	f.Fuzz(func(t *testing.T, workload, env string, meta, network []byte) {
+		if !utf8.ValidString(workload) || !utf8.ValidString(env) {
+			return
+		}
+		sections := map[string]string{"workload": workload, "env": env}
+		guest, lint := runSections(t, sections, false), runSections(t, sections, true)
+		guest.files.MetaData, guest.files.NetworkConfig = meta, network
+		lint.files.MetaData, lint.files.NetworkConfig = meta, network
+		v, err := guest.verdict()
+		if rep := lint.lintReport(); rep.OK != (err == nil) {
+			t.Fatalf("guest %v, lint %+v", err, rep)
+		}
+		checkHostForm(t, guest)
+		checkHostForm(t, lint)
+		for _, f := range lint.findings {
+			if strings.Contains(f.HostPath+f.detail(), "canary") {
+				t.Fatalf("the console would repeat the contract: %+v", f)
+			}
+		}
+		if err != nil {
+			return
+		}
+		var wire bytes.Buffer
+		if err := v.Encode(&wire); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Decode(&wire); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Property: no panic; the whole envelope, tokens included.
+func FuzzUserData(f *testing.F) {
+	for _, name := range []string{"encrypted-both", "plain-map-form", "signed-cert-b64b64", "attestation-key-encrypted", "bad-not-yaml"} {
+		f.Add(readFile(f, vectors, "contracts", name+".yaml"))
+	}
+	key := rsaKey(f, "encrypt.key")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := newRun(nil, DefaultPolicy(false), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.keys = []*rsa.PrivateKey{key}
+		r.can = features{logRouter: true, play: true}
+		r.files.UserData = data
+		if _, err := r.verdict(); err != nil && hpl.From(err).Code == "HPL11000E" {
+			t.Fatalf("an internal error: %v", err)
+		}
+		checkHostForm(t, r)
+	})
+}
+
+// Property: no panic; a plaintext only out of a whole token.
+func FuzzToken(f *testing.F) {
+	for _, name := range []string{"good-raw32", "good-raw32-lf-at-10", "good-contract-basic", "bad-two-parts", "bad-truncated-aes"} {
+		f.Add(string(readFile(f, vectors, "tokens", name+".token")))
+	}
+	keys := []*rsa.PrivateKey{rsaKey(f, "encrypt.key")}
+	f.Fuzz(func(t *testing.T, token string) {
+		plain, err := OpenToken(token, keys, false, func([]byte) bool { return true })
+		if err == nil && (!IsToken(token) || plain == nil) {
+			t.Fatal("opened what is no token")
+		}
+	})
+}
+
+// Property: no panic on any salted stream; the plaintext is shorter than it.
+func FuzzSalted(f *testing.F) {
+	f.Add([]byte("password"), []byte("Salted__12345678ABCDEFGHIJKLMNOP"))
+	f.Fuzz(func(t *testing.T, password, data []byte) {
+		s := openWith(password, data, false, func([]byte) bool { return true })
+		if s != nil && s.Len() >= len(data) {
+			t.Fatal("more came out than went in")
+		}
+	})
+}
+
+// Property: no panic, at most three rounds of base64.
+func FuzzPEM(f *testing.F) {
+	for _, name := range []string{"sign.pub", "sign-valid.crt", "sign-pkcs1.key", "sign-aes128.key"} {
+		f.Add(string(readFile(f, vectors, "keys", name)))
+		f.Add(encoded(f, name))
+	}
+	f.Add(`-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY----`)
+	f.Fuzz(func(t *testing.T, text string) {
+		raw, _, err := pemText(text)
+		if err != nil {
+			return
+		}
+		blocks := pemBlocks(raw)
+		if _, err := certificates(blocks); err != nil {
+			return
+		}
+		if _, _, err := rsaPublic(blocks); err != nil {
+			return
+		}
+		if b := firstPrivate(blocks); b != nil {
+			if _, err := privateKey(b); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// Property: no panic; what the agent accepts from the child is sound, and
+// says the same when it is written again.
+func FuzzDecode(f *testing.F) {
+	v, err := runSections(f, baseSections(f), false).verdict()
+	if err != nil {
+		f.Fatal(err)
+	}
+	var wire bytes.Buffer
+	if err := v.Encode(&wire); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(wire.Bytes())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		v, err := Decode(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if err := v.Plan().check(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Property: no panic; an accepted policy has sane costs.
+func FuzzPolicy(f *testing.F) {
+	f.Add([]byte("requireSignature: true\nkdf: {memoryKiB: 65536, time: 3, parallel: 1}\nlogging: optional\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		p, err := ParsePolicy(text, false)
+		if err == nil && (p.KDF.MemoryKiB < 8192 || p.KDF.Time < 1 || p.KDF.Parallel < 1 || p.MinMemoryMiB < 1) {
+			t.Fatalf("%+v", p)
+		}
+	})
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	v, err := runSections(t, baseSections(t), false).verdict()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wire bytes.Buffer
+	if err := v.Encode(&wire); err != nil {
+		t.Fatal(err)
+	}
+	change := func(key string, value any) []byte {
+		var m map[string]any
+		if err := json.Unmarshal(wire.Bytes(), &m); err != nil {
+			t.Fatal(err)
+		}
+		m[key] = value
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	volume := map[string]any{"name": "data", "path": "/workload/volumes/#1", "mount": "/mnt/data", "filesystem": "ext4", "mayCreate": true,
+		"passphrases": []string{base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("a"), 64))}}
+	vol := func(key string, value any) []byte {
+		w := map[string]any{}
+		for k, v := range volume {
+			w[k] = v
+		}
+		w[key] = value
+		return change("volumes", []any{w})
+	}
+	if _, err := Decode(bytes.NewReader(vol("mount", "/mnt/x"))); err != nil {
+		t.Fatalf("the unchanged volume: %v", err)
+	}
+	tests := map[string][]byte{
+		"nothing":               nil,
+		"no JSON":               []byte("x"),
+		"cut off":               wire.Bytes()[:wire.Len()-2],
+		"something behind":      append(bytes.Clone(wire.Bytes()), "{}"...),
+		"unknown field":         change("rootShell", true),
+		"no workload":           change("compose", nil),
+		"host name with a line": change("hostname", "a\nb"),
+		"negative tokens":       change("tokensDecrypted", -1),
+		"log port 0":            change("syslog", map[string]any{"host": "a", "port": 0}),
+		"interface eth0":        change("network", map[string]any{"links": []any{map[string]any{"name": "eth0"}}}),
+		"no interface":          change("network", map[string]any{"links": []any{}}),
+		"registry with a path":  change("auths", []any{map[string]any{"host": "a/b"}}),
+		"registry not in form":  change("auths", []any{map[string]any{"host": dockerHub}}),
+		"odd variable":          change("env", []any{map[string]any{"name": "a=b"}}),
+		"digest with a line":    change("digests", []any{map[string]any{"name": "a\nb", "sha256": strings.Repeat("0", 64)}}),
+		"mount over /etc":       vol("mount", "/etc"),
+		"mount that leaves":     vol("mount", "/mnt/../x"),
+		"unknown file system":   vol("filesystem", "vfat"),
+		"no passphrase":         vol("passphrases", nil),
+		"short passphrase":      vol("passphrases", []string{"QUFB"}),
+		"odd volume name":       vol("name", "../x"),
+	}
+	for name, data := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := Decode(bytes.NewReader(data)); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	t.Run("too large", func(t *testing.T) {
+		if _, err := Decode(endless{}); err == nil {
+			t.Error("accepted")
+		}
+	})
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
