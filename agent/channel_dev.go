@@ -100,8 +100,12 @@ func (p *port) send(v any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// With nobody at the other end the driver would block for ever.
+	if p.f.SetWriteDeadline(time.Now().Add(200*time.Millisecond)) != nil {
+		return
+	}
 	if _, err := p.f.Write(append(b, '\n')); err != nil {
-		p.f = nil
+		return // the event is lost, the boot is not
 	}
 }
 

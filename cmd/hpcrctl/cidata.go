@@ -12,7 +12,8 @@ import (
 func init() { commands = append(commands, newCidataCmd) }
 
 func newCidataCmd() *cobra.Command {
-	var userData, metaData, vendorData, networkConfig, out string
+	var in cidataFiles
+	var out string
 	cmd := &cobra.Command{
 		Use:   "cidata --user-data F [--meta-data F] [--vendor-data F] [--network-config F] --out ISO",
 		Short: "Make the cidata volume that carries a contract into a guest",
@@ -29,24 +30,10 @@ make the same bytes, so the hash of the volume can be told beforehand.`,
 		Example: `  hpcrctl cidata --user-data user-data --meta-data meta-data --out cidata.iso`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if userData == "" || out == "" {
+			if in.userData == "" || out == "" {
 				return usage("--user-data F and --out ISO are needed")
 			}
-			files := contract.Files{MetaData: []byte{}, VendorData: []byte{}}
-			for _, f := range []struct {
-				name string
-				to   *[]byte
-			}{{userData, &files.UserData}, {metaData, &files.MetaData}, {vendorData, &files.VendorData}, {networkConfig, &files.NetworkConfig}} {
-				if f.name == "" {
-					continue
-				}
-				b, err := readInput(cmd, f.name)
-				if err != nil {
-					return err
-				}
-				*f.to = append([]byte{}, b...) // an empty file is a file
-			}
-			device, err := contract.WriteCidata(files)
+			device, err := in.device(cmd)
 			if err != nil {
 				return err
 			}
@@ -61,10 +48,37 @@ make the same bytes, so the hash of the volume can be told beforehand.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&userData, "user-data", "", "the contract")
-	f.StringVar(&metaData, "meta-data", "", "meta-data file")
-	f.StringVar(&vendorData, "vendor-data", "", "vendor-data file")
-	f.StringVar(&networkConfig, "network-config", "", "network-config file")
+	in.flags(cmd)
 	f.StringVar(&out, "out", "", "file to write (- = standard output)")
 	return cmd
+}
+
+// cidataFiles names the files that go onto a cidata volume.
+type cidataFiles struct{ userData, metaData, vendorData, networkConfig string }
+
+func (in *cidataFiles) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&in.userData, "user-data", "", "the contract")
+	f.StringVar(&in.metaData, "meta-data", "", "meta-data file")
+	f.StringVar(&in.vendorData, "vendor-data", "", "vendor-data file")
+	f.StringVar(&in.networkConfig, "network-config", "", "network-config file")
+}
+
+// device reads the files and makes the volume.
+func (in *cidataFiles) device(cmd *cobra.Command) ([]byte, error) {
+	files := contract.Files{MetaData: []byte{}, VendorData: []byte{}}
+	for _, f := range []struct {
+		name string
+		to   *[]byte
+	}{{in.userData, &files.UserData}, {in.metaData, &files.MetaData}, {in.vendorData, &files.VendorData}, {in.networkConfig, &files.NetworkConfig}} {
+		if f.name == "" {
+			continue
+		}
+		b, err := readInput(cmd, f.name)
+		if err != nil {
+			return nil, err
+		}
+		*f.to = append([]byte{}, b...) // an empty file is a file
+	}
+	return contract.WriteCidata(files)
 }

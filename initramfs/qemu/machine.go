@@ -1,0 +1,139 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"hpcr/initramfs"
+)
+
+// Disk is one raw file as a virtio-blk device.
+type Disk struct {
+	Serial   string // "" = none
+	File     string
+	ReadOnly bool
+}
+
+// Port is one TCP port of the host that leads into the guest.
+type Port struct {
+	HostIP      string
+	Host, Guest int
+}
+
+// Options describe one virtual machine.
+type Options struct {
+	Image   string // image folder
+	Cidata  string // ISO file; "" = no such disk
+	Disks   []Disk
+	Publish []Port
+	Memory  int // MiB; 0 = 2048
+	CPUs    int // 0 = 1
+	RTC     time.Time
+	Accel   string   // "" = tcg
+	Args    []string // appended to QEMU's own
+	Dir     string   // an empty folder with a short path: sockets, console
+	Keep    bool     // the machine outlives this process
+}
+
+// Files of Options.Dir.
+const (
+	consoleFile = "console"
+	monitorSock = "qmp"
+	eventSock   = "events"
+	errorFile   = "qemu.err"
+)
+
+// eventPort is the virtio-serial port of dev images.
+const eventPort = "org.hpcr.events"
+
+// arguments builds QEMU's command line.
+func arguments(o Options, m *initramfs.Manifest) ([]string, error) {
+	bus := "pci"
+	var args []string
+	switch m.Arch {
+	case "amd64":
+		// cx16 off: QEMU 7.2 emulates cmpxchg16b with a wrong EFLAGS, over which
+		// one boot of a 6.12 kernel in ten dies in its allocator.
+		args = []string{"-M", "q35", "-cpu", "max,-cx16"}
+	case "s390x":
+		bus = "ccw"
+		args = []string{"-M", "s390-ccw-virtio", "-cpu", "max"}
+	default:
+		return nil, fmt.Errorf("no machine for architecture %q", m.Arch)
+	}
+	accel := o.Accel
+	if accel == "" || accel == "tcg" {
+		accel = "tcg,thread=single"
+	}
+	parm, err := os.ReadFile(filepath.Join(o.Image, initramfs.ParmFile))
+	if err != nil {
+		return nil, err
+	}
+	in := func(name string) string { return filepath.Join(o.Dir, name) }
+	args = append(args,
+		"-accel", accel, "-smp", strconv.Itoa(max(1, o.CPUs)), "-m", strconv.Itoa(orElse(o.Memory, 2048)),
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-kernel", filepath.Join(o.Image, initramfs.KernelFile), "-initrd", filepath.Join(o.Image, initramfs.InitrdFile),
+		"-append", strings.TrimSpace(string(parm)),
+		"-chardev", "file,id=console,path="+escape(in(consoleFile)), "-serial", "chardev:console",
+		"-chardev", "socket,id=qmp,server=on,wait=off,path="+escape(in(monitorSock)), "-mon", "chardev=qmp,mode=control",
+		"-device", "virtio-serial-"+bus,
+		"-chardev", "socket,id=events,server=on,wait=off,path="+escape(in(eventSock)),
+		"-device", "virtserialport,chardev=events,name="+eventPort,
+		"-netdev", netdev(o.Publish), "-device", nic(bus),
+	)
+	if o.Cidata != "" {
+		args = append(args, disk(bus, "cidata", Disk{File: o.Cidata, ReadOnly: true})...)
+	}
+	for i, d := range o.Disks {
+		args = append(args, disk(bus, fmt.Sprintf("disk%d", i), d)...)
+	}
+	if !o.RTC.IsZero() {
+		args = append(args, "-rtc", "base="+o.RTC.UTC().Format("2006-01-02T15:04:05"))
+	}
+	return append(args, o.Args...), nil
+}
+
+// nic gives s390x the device number of the documents' examples: enc1.
+func nic(bus string) string {
+	d := "virtio-net-" + bus + ",netdev=net"
+	if bus == "ccw" {
+		d += ",devno=fe.0.0001"
+	}
+	return d
+}
+
+func netdev(ports []Port) string {
+	var b strings.Builder
+	b.WriteString("user,id=net")
+	for _, p := range ports {
+		fmt.Fprintf(&b, ",hostfwd=tcp:%s:%d-:%d", p.HostIP, p.Host, p.Guest)
+	}
+	return b.String()
+}
+
+func disk(bus, id string, d Disk) []string {
+	drive := "if=none,format=raw,id=" + id + ",file=" + escape(d.File)
+	if d.ReadOnly {
+		drive += ",readonly=on"
+	}
+	device := "virtio-blk-" + bus + ",drive=" + id
+	if d.Serial != "" {
+		device += ",serial=" + escape(d.Serial)
+	}
+	return []string{"-drive", drive, "-device", device}
+}
+
+// escape doubles the commas of a value in QEMU's option syntax.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+func orElse(v, def int) int {
+	if v == 0 {
+		return def
+	}
+	return v
+}
