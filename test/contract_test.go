@@ -16,11 +16,22 @@ import (
 var contractScenarios = []scenario.Scenario{
 	{
 		Name:     "a guest without cidata powers off",
-		Attacker: "a host that attaches a blank device where the contract should be",
+		Attacker: "a host that withholds the contract",
 		Claim:    "HPL11001E alone, as from HPCR's bootloader, and an orderly power-off.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     12 * time.Second,
+		Cost:     15 * time.Second,
+		Run: func(t *testing.T, lab *scenario.Lab) {
+			lab.Boot(t, scenario.Boot{}).Failed(t, "HPL11001E")
+		},
+	},
+	{
+		Name:     "a blank device in the place of cidata powers off",
+		Attacker: "a host that attaches a disk without a label where the contract should be",
+		Claim:    "HPL11001E alone: no other device is taken for the contract.",
+		Tier:     scenario.Full,
+		Archs:    []string{scenario.AMD64},
+		Cost:     15 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			lab.Boot(t, scenario.Boot{Cidata: sparse(t, lab, "blank.iso", 1<<20)}).Failed(t, "HPL11001E")
 		},

@@ -2,6 +2,109 @@
 
 package test
 
-import "hpcr/test/scenario"
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
 
-var killScenarios []scenario.Scenario
+	"hpcr/test/scenario"
+)
+
+// phases are the boot's, in order; a change of the list must reach the tests.
+var phases = []string{
+	"mounts", "sysctls", "interlock", "modules", "firewall", "entropy", "cidata", "contract", "keys", "lockdown",
+	"network", "time", "expiry", "logging", "disks", "containerd", "images", "record", "containers", "ready",
+}
+
+// userspace is the first phase after HPCR's bootloader would have ended.
+const userspace = "lockdown"
+
+var killScenarios = slices.Concat(
+	agentKills(),
+	[]scenario.Scenario{
+		kill("contract", "contract", scenario.Core, "HPL11001E alone: without its answer nothing of the contract is used, and its keys are gone with the guest.",
+			func(t *testing.T, r *scenario.Result) { r.Failed(t, "HPL11001E") }),
+		kill("record", "signer", scenario.Full, "HPL11000E: no container runs without a signed record.",
+			func(t *testing.T, r *scenario.Result) { r.Failed(t, "HPL11000E") }),
+		kill("containerd", "containerd", scenario.Full, recovers, recovered),
+		kill("images", "containerd", scenario.Core, recovers, recovered),
+		kill("containers", "containerd", scenario.Full, recovers, recovered),
+		kill("ready", "containerd", scenario.Full, recovers, recovered),
+		kill("containers", "shim", scenario.Core, recovers, recovered),
+		kill("ready", "shim", scenario.Full, recovers, recovered),
+	})
+
+// recovers is what holds for a child that the agent can start again.
+const recovers = "Either the agent starts it again and the guest gets ready, or it fails with a code; it never hangs and never ends without a verdict."
+
+func recovered(t *testing.T, r *scenario.Result) {
+	if r.Verdict == "ready" {
+		r.Ready(t)
+		return
+	}
+	if len(r.Codes) != 2 {
+		t.Fatalf("verdict %s, codes %v, want ready, or a code of its own and HPL10000E", r.Verdict, r.Codes)
+	}
+	r.Failed(t, r.Codes[0])
+}
+
+// kill is a scenario that kills a child when a phase begins.
+func kill(phase, child string, tier scenario.Tier, claim string, judge func(*testing.T, *scenario.Result)) scenario.Scenario {
+	return scenario.Scenario{
+		Name:     "killing " + child + " in phase " + phase + " ends in order",
+		Attacker: "a fault, or memory that the host took away",
+		Claim:    claim,
+		Tier:     tier,
+		Archs:    []string{scenario.AMD64},
+		Cost:     20 * time.Second,
+		Run: func(t *testing.T, lab *scenario.Lab) {
+			judge(t, lab.Boot(t, scenario.Boot{
+				UserData: lab.Encrypt(t, lab.Small(t)),
+				Args:     []string{"--kill", phase + ":" + child},
+			}))
+		},
+	}
+}
+
+// agentKills kills the agent in each phase; init then has the last word.
+func agentKills() []scenario.Scenario {
+	var all []scenario.Scenario
+	for _, phase := range phases {
+		tier := scenario.Full
+		if slices.Contains([]string{"mounts", "contract", "containers"}, phase) {
+			tier = scenario.Core
+		}
+		all = append(all, kill(phase, "agent", tier, "The guest powers off at once; PID 1 gives the verdict that the agent could not give.",
+			func(t *testing.T, r *scenario.Result) { powersOff(t, r, phase) }))
+	}
+	return all
+}
+
+func powersOff(t *testing.T, r *scenario.Result, phase string) {
+	t.Helper()
+	if r.StoppedInOrder {
+		t.Error("a guest whose agent was killed claims to have stopped in order")
+	}
+	if phase == "ready" && r.Verdict == "ready" {
+		// The verdict was out before the agent died: no E code may follow it.
+		if !strings.Contains(r.Console, "# the agent ended: killed by SIGKILL") || strings.Contains(r.Console, "HPL11000E") {
+			t.Errorf("init did not say why the guest ends, or said too much:\n%s", r.Console)
+		}
+		return
+	}
+	if r.Exit != 1 || r.Verdict != "failed" {
+		t.Errorf("exit status %d, verdict %s, want 1 and failed", r.Exit, r.Verdict)
+	}
+	codes := []string{"HPL11000E"}
+	switch i := slices.Index(phases, phase); {
+	case i >= slices.Index(phases, userspace),
+		// The agent may live just long enough to end this short phase.
+		phase == "keys" && strings.Contains(r.Console, "HPL10000E"):
+		codes = append(codes, "HPL10000E")
+	}
+	r.ConsoleCodes(t, codes)
+	if !strings.Contains(r.Console, "the agent ended before its verdict: killed by SIGKILL") {
+		t.Errorf("init did not say why the guest ends:\n%s", r.Console)
+	}
+}

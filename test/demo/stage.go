@@ -25,7 +25,6 @@ type stage struct {
 	logHost  *peers.Rsyslog
 	values   map[string]string // for the example's templates
 
-	running bool // a guest is behind its state folder
 	console string
 	page    string // host:port
 	health  string // URL
@@ -44,8 +43,7 @@ func (s *stage) fresh() error {
 	if _, err := os.Stat(filepath.Join(s.root, hpcrctl)); err != nil {
 		return fmt.Errorf("the tool is not built, run 'make build': %w", err)
 	}
-	if _, err := os.Stat(s.abs("vm")); err == nil {
-		s.running = true
+	if _, err := os.Stat(s.abs("vm/guest.json")); err == nil {
 		if err := s.kill(); err != nil {
 			return fmt.Errorf("stop the guest of an earlier demo: %w", err)
 		}
@@ -59,7 +57,7 @@ func (s *stage) fresh() error {
 // clear ends what still runs, at the end or after a failure.
 func (s *stage) clear() error {
 	var errs []error
-	if s.running {
+	if _, err := os.Stat(s.abs("vm/guest.json")); err == nil {
 		errs = append(errs, s.kill())
 	}
 	if s.registry != nil {
@@ -75,7 +73,6 @@ func (s *stage) clear() error {
 func (s *stage) kill() error {
 	cmd := exec.Command(filepath.Join(s.root, hpcrctl), "stop", "--state", path("vm"), "--kill")
 	cmd.Dir = s.root
-	s.running = false
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("hpcrctl stop --kill: %w: %s", err, out)
 	}

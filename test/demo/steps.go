@@ -135,7 +135,6 @@ func (s *stage) boot(n int) error {
 	s.page = net.JoinHostPort(peers.Loopback, strconv.Itoa(port))
 	s.console = path(fmt.Sprintf("console-%d.log", n))
 	end := echo(filepath.Join(s.root, s.console))
-	s.running = true
 	begun := time.Now()
 	out, err := s.command(hpcrctl, "run", "--image", path("image"), "--user-data", path("user-data"), "--meta-data", path("meta-data"),
 		"--disk", "data="+path("data.img")+":1G", "--publish", s.page+":8080", "--console", s.console, "--keep", "--state", path("vm"), "--json")
@@ -229,24 +228,44 @@ func (s *stage) fetch(url string) (string, error) {
 	return "", last
 }
 
-func (s *stage) stop() error {
-	if _, err := s.command(hpcrctl, "stop", "--state", path("vm")); err != nil {
-		return err
+// stop asks the guest to stop and completes the console's file: run has left
+// its guest at ready, where the copy ends.
+func (s *stage) stop() (err error) {
+	var kept struct {
+		Console string `json:"console"`
 	}
-	s.running = false
-	text, err := os.ReadFile(filepath.Join(s.root, s.console))
+	text, err := os.ReadFile(s.abs("vm/guest.json"))
+	if err != nil {
+		return fmt.Errorf("find the guest: %w", err)
+	}
+	if err := json.Unmarshal(text, &kept); err != nil {
+		return fmt.Errorf("find the guest: %w", err)
+	}
+	// Opened before the stop, which removes it.
+	console, err := os.Open(kept.Console)
+	if err != nil {
+		return fmt.Errorf("open the console: %w", err)
+	}
+	defer func() { err = errors.Join(err, console.Close()) }()
+	shown, err := os.ReadFile(filepath.Join(s.root, s.console))
 	if err != nil {
 		return fmt.Errorf("read the console: %w", err)
 	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	ready := false
-	for _, line := range lines {
-		if ready {
-			fmt.Printf("console| %s\n", strings.TrimRight(line, "\r"))
-		}
-		ready = ready || strings.Contains(line, "HPL10001I")
+	_, stopped := s.command(hpcrctl, "stop", "--state", path("vm"))
+	whole, err := io.ReadAll(console)
+	if err != nil {
+		return errors.Join(stopped, fmt.Errorf("read the console: %w", err))
 	}
-	if !ready {
+	for line := range strings.Lines(string(whole[min(len(shown), len(whole)):])) {
+		fmt.Printf("console| %s\n", strings.TrimRight(line, "\r\n"))
+	}
+	if err := os.WriteFile(filepath.Join(s.root, s.console), whole, 0o600); err != nil {
+		return errors.Join(stopped, fmt.Errorf("keep the console: %w", err))
+	}
+	if stopped != nil {
+		return stopped
+	}
+	if !strings.Contains(string(whole), "HPL10001I") {
 		return errors.New("the console never said HPL10001I")
 	}
 	return nil

@@ -21,7 +21,7 @@ import (
 // Boot is one guest started by hpcrctl run.
 type Boot struct {
 	UserData      string   // a file; or
-	Cidata        string   // a whole device
+	Cidata        string   // a whole device; or neither
 	MetaData      string   // text; "" takes one with a host name of the scenario's own
 	NetworkConfig string   // text
 	Disks         []string // SERIAL=FILE[:SIZE]
@@ -146,9 +146,10 @@ func (l *Lab) arguments(t *testing.T, b Boot, console string) ([]string, map[int
 		image = l.Image(t)
 	}
 	args := []string{"run", "--image", image, "--console", console, "--json"}
-	if b.Cidata != "" {
+	switch {
+	case b.Cidata != "":
 		args = append(args, "--cidata", b.Cidata)
-	} else {
+	case b.UserData != "":
 		meta := b.MetaData
 		if meta == "" {
 			meta = "local-hostname: " + l.Hostname() + "\n"

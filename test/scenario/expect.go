@@ -70,12 +70,12 @@ func (r *Result) failed(t *testing.T, codes []string) {
 	if !slices.Equal(r.Codes, codes) {
 		t.Errorf("codes %v, want %v: %s", r.Codes, codes, r.Message)
 	}
-	r.consoleCodes(t, codes)
+	r.ConsoleCodes(t, codes)
 }
 
-// consoleCodes expects exactly these E codes on the console, a line each, and
+// ConsoleCodes expects exactly these E codes on the console, a line each, and
 // no success.
-func (r *Result) consoleCodes(t *testing.T, codes []string) {
+func (r *Result) ConsoleCodes(t *testing.T, codes []string) {
 	t.Helper()
 	var shown []string
 	for _, line := range errorLine.FindAllString(r.Console, -1) {

@@ -118,7 +118,7 @@ func TestConsoleCodesCountsEveryLine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var shadow testing.T
-			(&Result{Console: tc.console}).consoleCodes(&shadow, tc.codes)
+			(&Result{Console: tc.console}).ConsoleCodes(&shadow, tc.codes)
 			if shadow.Failed() != tc.fails {
 				t.Errorf("failed: %v, want %v", shadow.Failed(), tc.fails)
 			}
