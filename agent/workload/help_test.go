@@ -323,7 +323,7 @@ func (b *bench) up(t *testing.T, text string) *Workload {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	w, err := Run(ctx, b.options(t, project(t, text, nil)))
+	w, err := Run(ctx, b.options(t, project(t, text, map[string]string{"TOKEN": "hush\n"})))
 	if err != nil {
 		t.Fatal(err)
 	}

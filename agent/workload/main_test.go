@@ -28,9 +28,6 @@ func TestMain(m *testing.M) {
 	case "containerd-shim-runc-v2":
 		ctrd.Shim()
 		return
-	case "probe":
-		probe()
-		return
 	}
 	if os.Getenv(inside) == "" {
 		os.Exit(reexec())
@@ -93,10 +90,17 @@ func prepare() error {
 	if err != nil {
 		return err
 	}
-	for _, applet := range []string{"containerd", "containerd-shim-runc-v2", "probe"} {
+	for _, applet := range []string{"containerd", "containerd-shim-runc-v2"} {
 		if err := copyFile(self, filepath.Join(lab, applet)); err != nil {
 			return err
 		}
+	}
+	// A container has no libraries: the probe is built without cgo, which the
+	// race detector's test binary is not.
+	probe := exec.Command("go", "build", "-o", filepath.Join(lab, "probe"), "./testdata/probe")
+	probe.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := probe.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the probe: %w\n%s", err, out)
 	}
 	if runc := os.Getenv("HPCR_TEST_RUNC"); runc != "" {
 		return copyFile(runc, filepath.Join(lab, "runc"))
