@@ -22,6 +22,7 @@ import (
 	"hpcr/agent/secret"
 	"hpcr/disk/luks2"
 	"hpcr/initramfs"
+	"hpcr/initramfs/qemu"
 )
 
 const (
@@ -44,14 +45,14 @@ func TestInGuests(t *testing.T) {
 			g.boot(t, "^(TestFirstBoot|TestMakeKept|TestCidata)$", data, kept, d.blank("spare", vmSize), d.cut("cut"),
 				d.iso("one", "cidata"), d.fat("two", "DOUBLE"), d.fat("three", "double"))
 
-			d.owner(data.file)
+			d.owner(data.File)
 			g.boot(t, "^TestSecondBoot$", data)
 
-			hostile := []vmDisk{kept, d.ext4("foreign"), d.parts("onepart", 1), d.parts("twoparts", 2), d.parts("threeparts", 3),
+			hostile := []qemu.Disk{kept, d.ext4("foreign"), d.parts("onepart", 1), d.parts("twoparts", 2), d.parts("threeparts", 3),
 				d.nullCipher("nullcipher", "cipher_null-ecb"), d.nullCipher("injected", "cipher_null-ecb - 0 /dev/vda 32768 1 x"),
 				d.stripped("stripped"), d.renamed("renamed"), d.blank("short", vmSize), d.blank("small", 64*mib),
-				d.blank("twin", vmSize), {serial: "twin", file: d.blank("twin2", vmSize).file}}
-			stock := []vmDisk{
+				d.blank("twin", vmSize), {Serial: "twin", File: d.blank("twin2", vmSize).File}}
+			stock := []qemu.Disk{
 				d.stock("stock-argon", false, "--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-parallel", "1", "--pbkdf-force-iterations", "4"),
 				d.stock("stock-pbkdf", false, "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "20000", "--sector-size", "512"),
 				d.stock("stock-luks1", false, "--type", "luks1", "--pbkdf-force-iterations", "20000"),
@@ -59,7 +60,7 @@ func TestInGuests(t *testing.T) {
 			}
 			before := map[string]string{}
 			for _, v := range hostile {
-				before[v.file] = sum(t, v.file)
+				before[v.File] = sum(t, v.File)
 			}
 			g.boot(t, "^(TestRefused|TestForeign)$", append(hostile, stock...)...)
 			for file, want := range before {
@@ -71,33 +72,25 @@ func TestInGuests(t *testing.T) {
 	}
 }
 
-type vmDisk struct{ serial, file string }
-
 // guest is an image of ours whose init is this package's test binary.
 type guest struct {
-	arch, dir string
-	qemu      initramfs.Qemu
-	runs      int
+	image string
+	parm  []byte
 }
 
 func newGuest(t *testing.T, arch string) *guest {
 	t.Helper()
-	ctx := t.Context()
-	g := &guest{arch: arch, dir: t.TempDir()}
-	var err error
-	if arch == "s390x" {
-		g.qemu, err = initramfs.QemuS390x(ctx, os.Stderr)
-	} else {
-		g.qemu, err = initramfs.QemuX86(ctx, os.Stderr)
-	}
-	must(t, err)
-	keys := filepath.Join(g.dir, "keys")
+	ctx, dir := t.Context(), t.TempDir()
+	g := &guest{image: filepath.Join(dir, "image")}
+	keys := filepath.Join(dir, "keys")
 	must(t, initramfs.NewKeys(keys, initramfs.KeyOptions{Flavour: initramfs.FlavourDev}))
-	image := filepath.Join(g.dir, "image")
-	_, err = initramfs.Build(ctx, initramfs.BuildOptions{Arch: arch, Keys: []string{keys}, Dev: true, Out: image, Agent: "./disk/internal/idle", Log: os.Stderr})
+	_, err := initramfs.Build(ctx, initramfs.BuildOptions{Arch: arch, Keys: []string{keys}, Dev: true, Out: g.image,
+		Agent: "./disk/internal/idle", Log: os.Stderr})
+	must(t, err)
+	g.parm, err = os.ReadFile(filepath.Join(g.image, initramfs.ParmFile))
 	must(t, err)
 
-	binary := filepath.Join(g.dir, "disktest")
+	binary := filepath.Join(dir, "disktest")
 	build := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "guest", "-o", binary, ".")
 	build.Env = append(os.Environ(), "GOARCH="+arch, "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -105,71 +98,47 @@ func newGuest(t *testing.T, arch string) *guest {
 	}
 	program, err := os.ReadFile(binary)
 	must(t, err)
-	initrd, err := os.ReadFile(filepath.Join(image, initramfs.InitrdFile))
+	initrd, err := os.ReadFile(filepath.Join(g.image, initramfs.InitrdFile))
 	must(t, err)
 	tree := initramfs.NewTree()
 	tree.File("disktest", 0o755, program)
 	more := bytes.NewBuffer(append(initrd, make([]byte, -len(initrd)&3)...)) // archives begin at multiples of 4
 	must(t, tree.Write(more, time.Unix(0, 0)))
-	must(t, os.WriteFile(filepath.Join(g.dir, "initrd"), more.Bytes(), 0o600))
+	must(t, os.WriteFile(filepath.Join(g.image, initramfs.InitrdFile), more.Bytes(), 0o600))
 	return g
 }
 
 // boot runs the tests that run matches and takes over their verdict. The
 // channel is the event port: a guest that dies without a word has failed.
-func (g *guest) boot(t *testing.T, run string, disks ...vmDisk) {
+func (g *guest) boot(t *testing.T, run string, disks ...qemu.Disk) {
 	t.Helper()
-	g.runs++
-	events, console := filepath.Join(g.dir, fmt.Sprint("events-", g.runs)), filepath.Join(g.dir, fmt.Sprint("console-", g.runs))
-	args := append([]string{}, g.qemu.Args...)
-	args = append(args, "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1", "-m", "768", "-nodefaults", "-no-user-config",
-		"-display", "none", "-no-reboot", "-kernel", filepath.Join(g.dir, "image", initramfs.KernelFile), "-initrd", filepath.Join(g.dir, "initrd"),
-		"-chardev", "file,id=events,path="+events, "-chardev", "file,id=console,path="+console)
-	bus, tty := "pci", "ttyS0"
-	if g.arch == "s390x" {
-		bus, tty = "ccw", "ttysclp0"
-		args = append(args, "-machine", "s390-ccw-virtio", "-device", "sclpconsole,chardev=console")
-	} else {
-		args = append(args, "-machine", "q35", "-serial", "chardev:console")
-	}
-	args = append(args, "-append", "rdinit=/disktest panic=-1 quiet console="+tty+" -- -test.v -test.run="+run,
-		"-device", "virtio-serial-"+bus, "-device", "virtserialport,chardev=events,name=org.hpcr.events")
-	for i, d := range disks {
-		args = append(args, "-blockdev", fmt.Sprintf(`{"node-name":"d%d","driver":"raw","file":{"driver":"file","filename":%q}}`, i, d.file),
-			"-device", fmt.Sprintf("virtio-blk-%s,drive=d%d,serial=%s", bus, i, d.serial))
-	}
+	parm := fmt.Sprintf("%s rdinit=/disktest -- -test.v -test.run=%s\n", bytes.TrimSpace(g.parm), run)
+	must(t, os.WriteFile(filepath.Join(g.image, initramfs.ParmFile), []byte(parm), 0o600))
+	dir, err := os.MkdirTemp("", "disk") // sockets want a short path
+	must(t, err)
+	defer os.RemoveAll(dir)
 	ctx, cancel := context.WithTimeout(t.Context(), vmLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, g.qemu.Path, args...)
-	cmd.Env = append(os.Environ(), g.qemu.Env...)
-	out, err := cmd.CombinedOutput()
-	lines, code := readEvents(t, events)
-	for _, l := range lines {
-		t.Log(l)
-	}
-	if err != nil || code != 0 || !strings.Contains(strings.Join(lines, "\n"), "--- PASS") {
-		text, rerr := os.ReadFile(console)
-		t.Fatalf("guest: %v %v, tests' status %d\n%s\n%s", err, rerr, code, out, text)
-	}
-}
-
-func readEvents(t *testing.T, file string) (lines []string, code int) {
-	t.Helper()
-	f, err := os.Open(file)
+	vm, err := qemu.Start(ctx, qemu.Options{Image: g.image, Disks: disks, Memory: 768, Dir: dir})
 	must(t, err)
-	defer f.Close()
-	for dec := json.NewDecoder(f); ; {
+	code, passed := -1, false
+	for raw := range vm.Events() {
 		var e struct {
 			T, Line string
 			Code    int
 		}
-		if err := dec.Decode(&e); err != nil {
-			return lines, -1 // no end event: the guest died
-		}
+		must(t, json.Unmarshal(raw, &e))
 		if e.T == "end" {
-			return lines, e.Code
+			code = e.Code
+			continue
 		}
-		lines = append(lines, e.Line)
+		t.Log(e.Line)
+		passed = passed || strings.HasPrefix(e.Line, "--- PASS")
+	}
+	<-vm.Done()
+	if err := vm.Err(); err != nil || code != 0 || !passed {
+		text, rerr := os.ReadFile(vm.Console())
+		t.Fatalf("guest: %v %v, tests' status %d\n%s", err, rerr, code, text)
 	}
 }
 
@@ -181,18 +150,18 @@ type disks struct {
 
 func (d disks) path(name string) string { return filepath.Join(d.dir, name) }
 
-func (d disks) blank(name string, size int64) vmDisk {
+func (d disks) blank(name string, size int64) qemu.Disk {
 	d.t.Helper()
 	f, err := os.Create(d.path(name))
 	must(d.t, err)
 	must(d.t, f.Truncate(size))
 	must(d.t, f.Close())
-	return vmDisk{name, d.path(name)}
+	return qemu.Disk{Serial: name, File: d.path(name)}
 }
 
-func (d disks) edit(v vmDisk, do func(f *os.File)) vmDisk {
+func (d disks) edit(v qemu.Disk, do func(f *os.File)) qemu.Disk {
 	d.t.Helper()
-	f, err := os.OpenFile(v.file, os.O_RDWR, 0)
+	f, err := os.OpenFile(v.File, os.O_RDWR, 0)
 	must(d.t, err)
 	defer f.Close()
 	do(f)
@@ -200,7 +169,7 @@ func (d disks) edit(v vmDisk, do func(f *os.File)) vmDisk {
 }
 
 // cut is a disk on which a creation lost power in the middle of its tables.
-func (d disks) cut(name string) vmDisk {
+func (d disks) cut(name string) qemu.Disk {
 	d.t.Helper()
 	return d.edit(d.blank(name, vmSize), func(f *os.File) {
 		must(d.t, luks2.Mark(part{f, dataStart, vmSize - dataStart}))
@@ -209,56 +178,56 @@ func (d disks) cut(name string) vmDisk {
 	})
 }
 
-func (d disks) iso(name, label string) vmDisk {
+func (d disks) iso(name, label string) qemu.Disk {
 	d.t.Helper()
 	must(d.t, os.MkdirAll(d.path("tree"), 0o755))
 	must(d.t, os.WriteFile(d.path("tree/user-data"), []byte("x"), 0o644))
 	run(d.t, "genisoimage", "-quiet", "-V", label, "-r", "-J", "-o", d.path(name), d.path("tree"))
-	return vmDisk{name, d.path(name)}
+	return qemu.Disk{Serial: name, File: d.path(name)}
 }
 
-func (d disks) fat(name, label string) vmDisk {
+func (d disks) fat(name, label string) qemu.Disk {
 	d.t.Helper()
 	v := d.blank(name, 16*mib)
-	run(d.t, "mkfs.vfat", "-n", label, v.file)
+	run(d.t, "mkfs.vfat", "-n", label, v.File)
 	return v
 }
 
-func (d disks) ext4(name string) vmDisk {
+func (d disks) ext4(name string) qemu.Disk {
 	d.t.Helper()
 	v := d.blank(name, vmSize)
-	run(d.t, "mke2fs", "-q", "-F", "-t", "ext4", v.file)
+	run(d.t, "mke2fs", "-q", "-F", "-t", "ext4", v.File)
 	return v
 }
 
-func (d disks) parts(name string, n int) vmDisk {
+func (d disks) parts(name string, n int) qemu.Disk {
 	d.t.Helper()
 	v := d.blank(name, vmSize)
 	args := []string{}
 	for i := range n {
 		args = append(args, "-n", fmt.Sprintf("%d:0:+20M", i+1))
 	}
-	run(d.t, "sgdisk", append(args, v.file)...)
+	run(d.t, "sgdisk", append(args, v.File)...)
 	return v
 }
 
 // stock makes a volume as cryptsetup or HPCR does, with a file in it. The
 // machine of the test has no device mapper: the content is encrypted here,
 // with the volume key that cryptsetup was given.
-func (d disks) stock(name string, partitioned bool, args ...string) vmDisk {
+func (d disks) stock(name string, partitioned bool, args ...string) qemu.Disk {
 	d.t.Helper()
 	key := bytes.Repeat([]byte(name[6:8]), 32)
 	key[0]++
 	must(d.t, os.WriteFile(d.path("key"), key, 0o600))
 	must(d.t, os.WriteFile(d.path("pass"), []byte(vmPass), 0o600))
 	v := d.blank(name+".volume", 96*mib)
-	run(d.t, "cryptsetup", append(append([]string{"luksFormat", "-q", "--key-size", "512", "--cipher", cipher, "--volume-key-file", d.path("key")}, args...), v.file, d.path("pass"))...)
+	run(d.t, "cryptsetup", append(append([]string{"luksFormat", "-q", "--key-size", "512", "--cipher", cipher, "--volume-key-file", d.path("key")}, args...), v.File, d.path("pass"))...)
 
 	must(d.t, os.MkdirAll(d.path("content"), 0o755))
 	must(d.t, os.WriteFile(d.path("content/file"), []byte("from the host"), 0o644))
 	fs := d.blank(name+".fs", 48*mib)
-	run(d.t, "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-d", d.path("content"), fs.file)
-	plain, err := os.ReadFile(fs.file)
+	run(d.t, "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-d", d.path("content"), fs.File)
+	plain, err := os.ReadFile(fs.File)
 	must(d.t, err)
 	d.edit(v, func(f *os.File) {
 		im, err := luks2.Read(f, 96*mib)
@@ -275,11 +244,11 @@ func (d disks) stock(name string, partitioned bool, args ...string) vmDisk {
 		must(d.t, err)
 	})
 	if !partitioned {
-		return vmDisk{name, v.file}
+		return qemu.Disk{Serial: name, File: v.File}
 	}
 	disk := d.blank(name, vmSize)
-	run(d.t, "sgdisk", "-n", "1:0:+100M", "-n", "2:0:+96M", disk.file)
-	volume, err := os.ReadFile(v.file)
+	run(d.t, "sgdisk", "-n", "1:0:+100M", "-n", "2:0:+96M", disk.File)
+	volume, err := os.ReadFile(v.File)
 	must(d.t, err)
 	return d.edit(disk, func(f *os.File) {
 		parts, err := readGPT(f, vmSize, 512)
@@ -290,10 +259,10 @@ func (d disks) stock(name string, partitioned bool, args ...string) vmDisk {
 }
 
 // nullCipher is a stock volume whose segment the host made plaintext.
-func (d disks) nullCipher(name, encryption string) vmDisk {
+func (d disks) nullCipher(name, encryption string) qemu.Disk {
 	d.t.Helper()
 	v := d.stock("stock-"+name, false, "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
-	return d.edit(vmDisk{name, v.file}, func(f *os.File) {
+	return d.edit(qemu.Disk{Serial: name, File: v.File}, func(f *os.File) {
 		d.headers(f, func(text string) string {
 			return strings.Replace(text, `"iv_tweak":"0","encryption":"`+cipher+`"`, `"iv_tweak":"0","encryption":"`+encryption+`"`, 1)
 		})
@@ -301,7 +270,7 @@ func (d disks) nullCipher(name, encryption string) vmDisk {
 }
 
 // ours is a finished volume of our make, without a file system.
-func (d disks) ours(name, sealedAs string) vmDisk {
+func (d disks) ours(name, sealedAs string) qemu.Disk {
 	d.t.Helper()
 	return d.edit(d.blank(name, vmSize), func(f *os.File) {
 		dev := part{f, 0, vmSize}
@@ -312,9 +281,9 @@ func (d disks) ours(name, sealedAs string) vmDisk {
 	})
 }
 
-func (d disks) renamed(name string) vmDisk { return d.ours(name, "another") }
+func (d disks) renamed(name string) qemu.Disk { return d.ours(name, "another") }
 
-func (d disks) stripped(name string) vmDisk {
+func (d disks) stripped(name string) qemu.Disk {
 	d.t.Helper()
 	return d.edit(d.ours(name, name), func(f *os.File) {
 		d.headers(f, func(text string) string {
