@@ -10,15 +10,15 @@ import (
 // FAT12, FAT16 and FAT32 as far as a root directory needs them (Microsoft's
 // "FAT: General Overview of On-Disk Format", 1.03).
 type fat struct {
-	m             image
-	bits          int   // 12, 16, 32
-	table         image // the first FAT
-	dataStart     int64 // byte offset of cluster 2
-	clusterSize   int64
-	clusters      int64 // count of data clusters
-	root          image // fixed root directory of FAT12/16
-	rootCluster   int64
-	label, bpbTag string
+	m           image
+	bits        int   // 12, 16, 32
+	table       image // the first FAT
+	dataStart   int64 // byte offset of cluster 2
+	clusterSize int64
+	clusters    int64 // count of data clusters
+	root        image // fixed root directory of FAT12/16
+	rootCluster int64
+	bpbTag      string // the boot sector's label
 }
 
 const (

@@ -5,7 +5,6 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -345,12 +344,4 @@ func (r *run) pemWarnings(a at, form pemForm) {
 	if form.damaged {
 		r.warn("", a, "the PEM text's last line is damaged", "end it with five dashes on both sides")
 	}
-}
-
-// plural is for numbers in messages.
-func plural(n int, what string) string {
-	if n == 1 {
-		return fmt.Sprintf("1 %s", what)
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -98,6 +98,7 @@ func OpenToken(token string, keys []*rsa.PrivateKey, strict bool, accept func([]
 		if key.Size() != len(sealed) {
 			continue
 		}
+		//lint:ignore SA1019 the format is PKCS#1 v1.5; every failure is one error, and a try costs a boot
 		password, err := rsa.DecryptPKCS1v15(nil, key, sealed)
 		if err != nil {
 			continue
@@ -214,6 +215,7 @@ func Seal(prefix string, key *rsa.PublicKey, plain []byte) (string, error) {
 		return "", err
 	}
 	defer clear(password)
+	//lint:ignore SA1019 the only padding that a contract's readers know
 	sealed, err := rsa.EncryptPKCS1v15(rand.Reader, key, password)
 	if err != nil {
 		return "", fmt.Errorf("encrypt the password: %w", err)

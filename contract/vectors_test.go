@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -68,12 +69,24 @@ func keyFile(t testing.TB, name string) *secret.Secret {
 
 func rsaKey(t testing.TB, name string) *rsa.PrivateKey {
 	t.Helper()
-	k, err := ParseContractKey(readFile(t, vectors, "keys", name))
-	if err != nil {
-		t.Fatal(err)
+	parsedKeys.Lock()
+	defer parsedKeys.Unlock()
+	k := parsedKeys.m[name]
+	if k == nil {
+		var err error
+		if k, err = ParseContractKey(readFile(t, vectors, "keys", name)); err != nil {
+			t.Fatal(err)
+		}
+		parsedKeys.m[name] = k
 	}
 	return k
 }
+
+// parsedKeys saves the checks of RSA keys, which take most of a test's time.
+var parsedKeys = struct {
+	sync.Mutex
+	m map[string]*rsa.PrivateKey
+}{m: map[string]*rsa.PrivateKey{}}
 
 // now lies after the vectors were made and before sign-valid ends.
 var now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -128,10 +141,11 @@ func laterIssue(r *run) hpl.Code {
 
 func vectorRun(t testing.TB, file string, can features) *run {
 	t.Helper()
-	r, err := newRun([]*secret.Secret{keyFile(t, "encrypt.key")}, DefaultPolicy(false), now)
+	r, err := newRun(nil, DefaultPolicy(false), now)
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.keys = []*rsa.PrivateKey{rsaKey(t, "encrypt.key")}
 	r.can = can
 	r.files.UserData = readFile(t, vectors, file)
 	return r

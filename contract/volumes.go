@@ -18,12 +18,12 @@ const defaultMount, defaultFilesystem = "/mnt/data", "ext4"
 
 // volumePair is one volume with both halves.
 type volumePair struct {
-	place          at // in workload.volumes
-	name           string
-	mount, fs      string
-	work, env      seeds
-	oldStyle       bool // a seed that creates follows only the older rule
-	workOK, joined bool
+	place     at // in workload.volumes
+	name      string
+	mount, fs string
+	work, env seeds
+	oldStyle  bool // a seed that creates follows only the older rule
+	joined    bool
 }
 
 type seeds struct{ now, before string }
