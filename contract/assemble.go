@@ -115,7 +115,7 @@ func (r *run) compose() {
 	}
 	files, err := archive.Unpack(a.n.text)
 	if err != nil {
-		r.failFrom(a, "workload", err)
+		r.failFrom(a, err)
 		return
 	}
 	if nestedFolder(files) {
@@ -123,21 +123,25 @@ func (r *run) compose() {
 	}
 	p, err := compose.Load(files, r.mergedEnv(), compose.Options{Privileged: r.policy.Privileged})
 	if err != nil {
-		r.failFrom(a, "compose", err)
+		if e := hpl.From(err); r.lint && strings.HasPrefix(e.Path, compose.Root) && e.Path != a.host {
+			a = composePlace(files, e.Path)
+		} else if e.Path != "" && e.Path != a.host {
+			a.path, a.host = e.Path, e.Path
+		}
+		r.failFrom(a, err)
 		return
+	}
+	if len(p.Unset) > 0 {
+		r.say(SeverityNote, "", a, "the compose file uses variables that nobody sets, and they are empty", "set them under env of the contract, or give a default: ${NAME:-default}", nil)
 	}
 	r.plan.Compose = p
 }
 
 // failFrom takes over an error of a room below.
-func (r *run) failFrom(a at, doc string, err error) {
+func (r *run) failFrom(a at, err error) {
 	e := hpl.From(err)
-	f := Finding{Code: e.Code, Severity: SeverityError, Path: a.path, HostPath: a.host, Document: a.doc, Line: a.line, Column: a.col, err: e.Err}
-	f.Message, f.Fix, _ = strings.Cut(e.Detail, ": ")
-	if e.Path != "" {
-		f.Path, f.HostPath, f.Document, f.Line, f.Column = e.Path, e.Path, doc, 0, 0
-	}
-	r.add(f)
+	message, fix, _ := strings.Cut(e.Detail, ": ")
+	r.failCause(e.Err, e.Code, a, message, fix)
 }
 
 func nestedFolder(files []archive.File) bool {
