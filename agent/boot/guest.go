@@ -83,7 +83,7 @@ func (g *Guest) endBootloader(marker string) error {
 	g.mu.Lock()
 	g.bootloader = false
 	g.mu.Unlock()
-	g.Console.Message("HPL11099I", "", "")
+	g.Console.Bootloader("HPL11099I: bootloader end") // the console's spelling
 	return os.WriteFile(marker, nil, 0o600)
 }
 

@@ -32,11 +32,12 @@ func (g *Guest) Phases() []Phase {
 		// Storage and images, side by side.
 		{Name: "disks", After: []string{"logging"}, Limit: 20 * time.Minute, Code: "HPL02120E", Do: g.openVolumes, Undo: g.closeVolumes},
 		{Name: "containerd", After: []string{"logging"}, Limit: tool, Code: "HPL08004E", Do: g.startContainerd, Undo: g.stopContainerd},
-		{Name: "images", After: []string{"containerd"}, Limit: 30 * time.Minute, Code: "HPL06004E", Do: g.pullImages},
+		{Name: "images", After: []string{"containerd"}, Limit: 5 * time.Minute, Code: "HPL06004E", Do: g.resolveImages},
 
 		// Say what runs here, then run it.
-		{Name: "record", After: []string{"disks", "images"}, Limit: tool, Code: "HPL11002E", Do: g.signRecord},
-		{Name: "containers", Limit: 10 * time.Minute, Code: "HPL08004E", Do: g.startContainers, Undo: g.stopContainers},
+		{Name: "record", After: []string{"disks", "images"}, Limit: tool, Code: "HPL11000E", Do: g.signRecord},
+		{Name: "pull", Limit: 30 * time.Minute, Code: "HPL06004E", Do: g.pullImages},
+		{Name: "containers", Limit: 10 * time.Minute, Code: "HPL08004E", Do: g.startContainers, Undo: g.stopContainers, UndoLimit: time.Minute},
 		{Name: "ready", Limit: quick, Code: "HPL11000E", Do: g.settle},
 	}
 }

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ type Phase struct {
 	Code  hpl.Code      // verdict of an error without one, and of the time limit
 	Do    Step
 	Undo  Step // nil: nothing to undo. Runs only if Do ended well
+
+	UndoLimit time.Duration // 0 = undoLimit
 }
 
 // Report is how one phase went. Start counts from the runner's start.
@@ -180,7 +183,7 @@ func (r *Runner) Unwind(ctx context.Context) error {
 	var errs []error
 	for _, p := range slices.Backward(done) {
 		start := time.Now()
-		limited, cancel := context.WithTimeout(ctx, undoLimit)
+		limited, cancel := context.WithTimeout(ctx, cmp.Or(p.UndoLimit, undoLimit))
 		err := guard(limited, p.Undo)
 		cancel()
 		if r.Undone != nil {

@@ -130,11 +130,9 @@ func runGuest(cmd *cobra.Command, o runOptions) error {
 		kept = true
 	}
 	if o.json {
-		b, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		if err := emit(cmd, append(b, '\n')); err != nil {
+		e := json.NewEncoder(cmd.OutOrStdout())
+		e.SetEscapeHTML(false) // messages have HPCR's "->"
+		if err := e.Encode(r); err != nil {
 			return err
 		}
 	} else {

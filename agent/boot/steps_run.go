@@ -1,0 +1,157 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"hpcr/agent/attest"
+	"hpcr/agent/event"
+	"hpcr/agent/hpl"
+	"hpcr/agent/logship"
+	"hpcr/agent/secret"
+	"hpcr/agent/workload"
+	"hpcr/contract/compose"
+	"hpcr/network"
+)
+
+// startContainerd starts the daemon, which is started again whenever it dies,
+// and connects to it.
+func (g *Guest) startContainerd(ctx context.Context) error {
+	d := daemon{path: "/bin/containerd", log: g.log, ended: func(err error) {
+		g.note(event.ChildEnded, event.Warning, "containerd ended and is started again", slog.String("cause", err.Error()))
+	}}
+	g.stop = d.start(context.WithoutCancel(ctx))
+	work, err := g.newWorkload(ctx)
+	if err != nil {
+		g.stop()
+		return err
+	}
+	g.work = work
+	return nil
+}
+
+func (g *Guest) newWorkload(ctx context.Context) (*workload.Workload, error) {
+	tls, err := network.RegistryConfig(rootsFile, g.plan.CACerts, g.now)
+	if err != nil {
+		return nil, hpl.Wrap(err, "HPL06004E", "/env/cacerts", "give a list of one NAME: base64 of a PEM certificate")
+	}
+	resolv, err := os.ReadFile(resolvConf)
+	if err != nil {
+		return nil, err
+	}
+	roots := []string{attest.Dir}
+	for _, v := range g.plan.Volumes {
+		roots = append(roots, v.Mount)
+	}
+	var auths []workload.Auth
+	for _, a := range g.plan.Auths {
+		auths = append(auths, workload.Auth{Host: a.Host, Username: secret.FromString(a.Username), Password: a.Password})
+	}
+	return workload.New(ctx, workload.Options{
+		Project: g.plan.Compose, Auths: auths, TLS: tls, Roots: roots, ResolvConf: resolv, Log: g.log,
+		NewBridge: func(internal bool) (workload.Bridge, error) {
+			return g.net.NewBridge(network.BridgeOptions{Internal: internal})
+		},
+		Output: g.output,
+	})
+}
+
+// output is where a container's lines go: to the owner, or nowhere. They never
+// reach the console.
+func (g *Guest) output(service string, stderr bool) io.Writer {
+	if g.ship == nil {
+		return io.Discard
+	}
+	m := logship.Message{Facility: facility, Severity: int(event.Info), App: service, MsgID: "stdout"}
+	if stderr {
+		m.Severity, m.MsgID = int(event.Error), "stderr"
+	}
+	return lineSink{g.ship, m}
+}
+
+// lineSink turns each Write, which is one line, into one message.
+type lineSink struct {
+	ship *logship.Shipper
+	m    logship.Message
+}
+
+func (l lineSink) Write(p []byte) (int, error) {
+	m := l.m
+	m.Time, m.Text = time.Now(), p
+	l.ship.Send(m)
+	return len(p), nil
+}
+
+func (g *Guest) stopContainerd(ctx context.Context) error {
+	err := g.work.Stop(ctx)
+	g.stop()
+	return err
+}
+
+// resolveImages asks the registries for the pinned digests before the record
+// is signed; what a digest names is checked when it is pulled.
+func (g *Guest) resolveImages(ctx context.Context) error {
+	for _, s := range g.plan.Compose.Services {
+		g.record.Add(attest.Fact{Name: "Image", Text: s.Image.Ref()})
+	}
+	return g.work.Resolve(ctx)
+}
+
+func (g *Guest) pullImages(ctx context.Context) error { return g.work.Pull(ctx) }
+
+// startContainers writes the project's files and starts its services.
+func (g *Guest) startContainers(ctx context.Context) error {
+	if err := writeProject(g.plan.Compose); err != nil {
+		return hpl.Wrap(err, "HPL06002E", "/workload/compose/archive", "the archive could not be unpacked in the guest: give it more memory")
+	}
+	g.Console.Unit("hpcr-container", "Starting workload containers...")
+	if err := g.work.Start(ctx); err != nil {
+		// Containers hold the volumes that are closed before containerd is.
+		return errors.Join(err, g.stopContainers(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+func (g *Guest) stopContainers(ctx context.Context) error { return g.work.Stop(ctx) }
+
+// writeProject lays the archive's files out below /data1/compose.
+func writeProject(p *compose.Project) error {
+	if err := os.MkdirAll(compose.Dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(compose.Dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, f := range p.Files {
+		name := filepath.FromSlash(f.Name)
+		if f.Dir {
+			if err := root.MkdirAll(name, 0o755); err != nil {
+				return fmt.Errorf("folder: %w", err)
+			}
+			continue
+		}
+		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return fmt.Errorf("folder: %w", err)
+		}
+		if err := root.WriteFile(name, f.Data, f.Mode.Perm()); err != nil {
+			return fmt.Errorf("file: %w", err)
+		}
+	}
+	return nil
+}
+
+// settle ends the boot: what only the boot needed is wiped.
+func (g *Guest) settle(context.Context) error {
+	g.verified.Wipe()
+	debug.FreeOSMemory()
+	return nil
+}
