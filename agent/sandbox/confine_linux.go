@@ -21,7 +21,7 @@ var allowed = append([]uintptr{
 	unix.SYS_TIMER_CREATE, unix.SYS_TIMER_SETTIME, unix.SYS_TIMER_DELETE, unix.SYS_SETITIMER,
 	unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_EVENTFD2, unix.SYS_PIPE2,
 	unix.SYS_GETRANDOM, unix.SYS_PRLIMIT64, unix.SYS_UNAME,
-	unix.SYS_GETCWD, // the schema library of compose-go asks for it; the folder is always / unix.SYS_GETCWD,
+	unix.SYS_GETCWD, // the schema library of compose-go asks for it; the folder is always /
 	unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 }, archAllowed...)
 
