@@ -65,7 +65,7 @@ func FindSource(ctx context.Context, dir string) (*Source, error) {
 		}
 		return strings.TrimSpace(string(out))
 	}
-	if v := git("describe", "--tags", "--always"); v != "" {
+	if v := git("describe", "--tags", "--always", "--dirty"); v != "" {
 		s.Version = v
 	}
 	epoch := os.Getenv("SOURCE_DATE_EPOCH")

@@ -43,74 +43,86 @@ func Have(names ...string) error {
 	return fmt.Errorf("%w: missing %s (`make deps` installs what is needed)", ErrEnvironment, strings.Join(missing, ", "))
 }
 
-// hostTools: a file that proves a package is there, and the package.
-var hostTools = []struct{ file, pkg string }{
-	{"qemu-system-x86_64", "qemu-system-x86"},
-	{"genisoimage", "genisoimage"},
-	{"xorriso", "xorriso"},
-	{"cryptsetup", "cryptsetup-bin"},
-	{"rsyslogd", "rsyslog"},
-	{"/usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so", "rsyslog-gnutls"},
-	{"openssl", "openssl"},
-	{"gcc", "gcc"},
-	{"/usr/include/stdio.h", "libc6-dev"},
-	{"s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu"},
-	{"/usr/s390x-linux-gnu/include/stdio.h", "libc6-dev-s390x-cross"},
-	{"pkg-config", "pkg-config"},
-	{"mke2fs", "e2fsprogs"},
-	{"mkfs.vfat", "dosfstools"},
-	{"mcopy", "mtools"},
-	{"gpg", "gnupg"},
-	{"depmod", "kmod"},
-	{"busybox", "busybox-static"},
-	{"xz", "xz-utils"},
-	{"git", "git"},
-	{"curl", "curl"},
-	{"cpio", "cpio"},
-	{"sgdisk", "gdisk"},
-	{"/etc/ssl/certs/ca-certificates.crt", "ca-certificates"},
+// hostTool is a program or file that proves a package is there, the package,
+// and the architecture whose guests alone need it ("" = all).
+type hostTool struct{ file, pkg, arch string }
+
+var hostTools = []hostTool{
+	{"gcc", "gcc", ""},
+	{"/usr/include/stdio.h", "libc6-dev", ""},
+	{"pkg-config", "pkg-config", ""},
+	{"/usr/include/seccomp.h", "libseccomp-dev", ""}, // tests build a runc of the host's
+	{"depmod", "kmod", ""},
+	{"git", "git", ""},
+	{"qemu-system-x86_64", "qemu-system-x86", "amd64"},
+	{"s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu", "s390x"},
+	{"/usr/s390x-linux-gnu/include/stdio.h", "libc6-dev-s390x-cross", "s390x"},
+	// Peers of the tests and the demo.
+	{"/etc/ssl/certs/ca-certificates.crt", "ca-certificates", ""},
+	{"openssl", "openssl", ""},
+	{"gpg", "gnupg", ""},
+	{"rsyslogd", "rsyslog", ""},
+	{"/usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so", "rsyslog-gnutls", ""},
+	{"genisoimage", "genisoimage", ""},
+	{"xorriso", "xorriso", ""},
+	{"mkfs.vfat", "dosfstools", ""},
+	{"mcopy", "mtools", ""},
+	{"cryptsetup", "cryptsetup-bin", ""},
+	{"mke2fs", "e2fsprogs", ""},
+	{"mkfs.xfs", "xfsprogs", ""},
+	{"mkfs.btrfs", "btrfs-progs", ""},
+	{"sgdisk", "gdisk", ""},
+	{"sfdisk", "fdisk", ""},
+	{"cpio", "cpio", ""},
+	{"busybox", "busybox-static", ""},
+	{"ip", "iproute2", ""},
+	{"nft", "nftables", ""},
+	{"dnsmasq", "dnsmasq-base", ""},
+	{"curl", "curl", ""},
 }
 
-// EnsureHostTools installs what builds and tests need from Debian's packages;
-// it does nothing where all is there. Installing needs root.
-func EnsureHostTools(ctx context.Context, log io.Writer) error {
-	if tool("apt-get") == "" {
-		return fmt.Errorf("%w: this machine has no apt-get; install by hand: %s", ErrEnvironment, strings.Join(packagesOf(hostTools), " "))
+func (t hostTool) there() bool {
+	if strings.HasPrefix(t.file, "/") {
+		return exists(t.file)
 	}
-	missing := hostTools[:0:0]
+	return tool(t.file) != ""
+}
+
+// EnsureHostTools installs what builds and tests of these architectures need
+// from Debian's packages; it does nothing where all is there. Installing needs
+// root.
+func EnsureHostTools(ctx context.Context, archs []string, log io.Writer) error {
+	if len(archs) == 0 {
+		archs = []string{"amd64", "s390x"}
+	}
+	var missing []string
 	for _, t := range hostTools {
-		if strings.HasPrefix(t.file, "/") && exists(t.file) || !strings.HasPrefix(t.file, "/") && tool(t.file) != "" {
-			continue
+		if (t.arch == "" || slices.Contains(archs, t.arch)) && !t.there() && !slices.Contains(missing, t.pkg) {
+			missing = append(missing, t.pkg)
 		}
-		missing = append(missing, t)
 	}
 	if len(missing) > 0 {
-		pkgs := packagesOf(missing)
-		if os.Getuid() != 0 {
-			return fmt.Errorf("%w: as root, install: apt-get install -y --no-install-recommends %s", ErrEnvironment, strings.Join(pkgs, " "))
+		if tool("apt-get") == "" || os.Getuid() != 0 {
+			return fmt.Errorf("%w: as root on Debian: apt-get install --no-install-recommends %s", ErrEnvironment, strings.Join(missing, " "))
 		}
-		if err := install(ctx, log, pkgs); err != nil {
+		cache, err := CacheDir()
+		if err != nil {
+			return err
+		}
+		if err := locked(cache, "install", func() error { return install(ctx, log, missing) }); err != nil {
 			return err
 		}
 	}
-	_, err := QemuS390x(ctx, log)
-	return err
-}
-
-func packagesOf(tools []struct{ file, pkg string }) []string {
-	var pkgs []string
-	for _, t := range tools {
-		if !slices.Contains(pkgs, t.pkg) {
-			pkgs = append(pkgs, t.pkg)
-		}
+	if slices.Contains(archs, "s390x") {
+		_, err := QemuS390x(ctx, log)
+		return err
 	}
-	return pkgs
+	return nil
 }
 
-// install runs apt-get for missing packages. A policy-rc.d of our own, given
-// by a private folder on PATH only to dpkg's maintainer scripts, would be
-// ignored: invoke-rc.d reads /usr/sbin/policy-rc.d. So one is put there for
-// the time of the installation, if there is none, to keep services stopped.
+// install runs apt-get for missing packages. Services (rsyslog) must not start
+// on the machine for it: invoke-rc.d asks /usr/sbin/policy-rc.d, so one that
+// forbids stands there meanwhile, unless the machine has its own.
 func install(ctx context.Context, log io.Writer, pkgs []string) error {
 	fmt.Fprintf(log, "installing %s\n", strings.Join(pkgs, " "))
 	const policy = "/usr/sbin/policy-rc.d"

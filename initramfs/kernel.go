@@ -123,7 +123,7 @@ func extractVmlinux(image []byte) ([]byte, error) {
 		return nil, fmt.Errorf("bzImage: payload compressed in an unknown way (%x)", payload[:4])
 	}
 	var out bytes.Buffer
-	if _, err := out.ReadFrom(io.LimitReader(r, 1<<30)); err != nil {
+	if _, err := out.ReadFrom(io.LimitReader(r, 256<<20)); err != nil {
 		return nil, err
 	}
 	return stripSections(out.Bytes())

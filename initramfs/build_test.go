@@ -1,0 +1,152 @@
+package initramfs
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What is refused must be refused before anything is fetched or written.
+func TestBuildRefusesBeforeItWorks(t *testing.T) {
+	release, dev := newKeys(t, KeyOptions{Flavour: FlavourRelease}), handMade(t)
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(policy, []byte("requireEncrypion: true\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		o    BuildOptions
+		want string
+		env  bool
+	}{
+		"release keys in a dev image":   {BuildOptions{Arch: "amd64", Keys: []string{release}, Dev: true}, "release images", false},
+		"dev keys in a release image":   {BuildOptions{Arch: "amd64", Keys: []string{dev}}, "dev images", false},
+		"one of two of another flavour": {BuildOptions{Arch: "amd64", Keys: []string{dev, release}, Dev: true}, "release images", false},
+		"the same key twice":            {BuildOptions{Arch: "amd64", Keys: []string{dev, dev}, Dev: true}, "same contract key", false},
+		"no keys":                       {BuildOptions{Arch: "amd64", Dev: true}, "keys folder", true},
+		"unknown architecture":          {BuildOptions{Arch: "arm64", Keys: []string{dev}, Dev: true}, "arm64", true},
+		"misspelt policy":               {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: policy}, "requireEncrypion", false},
+		"missing policy":                {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: policy + "x"}, "no such file", true},
+		"missing source":                {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Source: t.TempDir()}, "source tree", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tc.o.Out = filepath.Join(t.TempDir(), "image")
+			_, err := Build(context.Background(), tc.o)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || errors.Is(err, ErrEnvironment) != tc.env {
+				t.Errorf("got %v, want %q, environment %v", err, tc.want, tc.env)
+			}
+			if exists(tc.o.Out) {
+				t.Error("something was written")
+			}
+		})
+	}
+}
+
+func TestImageFolderIsReplacedWholeAndNothingElse(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "image")
+	for _, content := range []string{"one", "two"} {
+		if err := replaceFolder(dir, map[string][]byte{InitrdFile: []byte(content), KernelFile: []byte("k")}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, InitrdFile)); err != nil || string(got) != content {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(dir, InitrdFile)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the initrd with its keys: %v, %v", info.Mode(), err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(dir)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	precious := filepath.Join(dir, "thesis.tex")
+	if err := os.WriteFile(precious, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceFolder(dir, nil); !errors.Is(err, ErrEnvironment) || !exists(precious) {
+		t.Errorf("a folder with a foreign file was replaced: %v", err)
+	}
+}
+
+func TestVerifySeesEveryChange(t *testing.T) {
+	good := map[string][]byte{KernelFile: []byte("kernel"), InitrdFile: []byte("initrd"), ParmFile: []byte("quiet")}
+	m := &Manifest{Parts: map[string]Part{}}
+	for name, data := range good {
+		m.Parts[name] = Part{hashBytes(data), int64(len(data))}
+	}
+	for name, tc := range map[string]struct {
+		change func(dir string) error
+		want   string
+	}{
+		"nothing":        {func(string) error { return nil }, ""},
+		"a byte":         {func(dir string) error { return os.WriteFile(filepath.Join(dir, ParmFile), []byte("debug"), 0o644) }, ParmFile},
+		"a part is gone": {func(dir string) error { return os.Remove(filepath.Join(dir, KernelFile)) }, KernelFile},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "image")
+			if err := replaceFolder(dir, good); err != nil {
+				t.Fatal(err)
+			}
+			if err := tc.change(dir); err != nil {
+				t.Fatal(err)
+			}
+			err := Verify(dir, m)
+			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	// A manifest that leaves a part out, or points outside, proves nothing.
+	dir := filepath.Join(t.TempDir(), "image")
+	if err := replaceFolder(dir, good); err != nil {
+		t.Fatal(err)
+	}
+	delete(m.Parts, InitrdFile)
+	m.Parts["../escape"] = Part{}
+	err := Verify(dir, m)
+	if err == nil || !strings.Contains(err.Error(), "does not name it") || !strings.Contains(err.Error(), "outside") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A parameter that opens the guest must never slip into an image.
+func TestCommandLineOpensNothing(t *testing.T) {
+	for _, arch := range []string{"amd64", "s390x"} {
+		line := commandLine(arch)
+		words := strings.Fields(line)
+		for _, w := range words {
+			name, _, _ := strings.Cut(w, "=")
+			if slices.Contains([]string{"debug", "shell", "systemd.debug", "rd.break", "init", "single", "emergency", "sysrq_always_enabled", "nokaslr", "mitigations"}, name) {
+				t.Errorf("%s: %s", arch, w)
+			}
+		}
+		for _, w := range []string{"rdinit=/init", "lockdown=confidentiality", "module.sig_enforce=1"} {
+			if !slices.Contains(words, w) {
+				t.Errorf("%s lacks %s", arch, w)
+			}
+		}
+		if len(line) > 512 {
+			t.Errorf("%s: %d characters", arch, len(line))
+		}
+	}
+}
+
+// FuzzExtractVmlinux: a kernel file, however damaged, gives an ELF kernel or
+// an error: no panic.
+func FuzzExtractVmlinux(f *testing.F) {
+	head := make([]byte, 0x400)
+	copy(head[0x202:], "HdrS")
+	f.Add([]byte{})
+	f.Add(head)
+	head[0x1f1] = 1
+	copy(head[0x24c:], []byte{0, 0xff, 0xff, 0xff})
+	f.Add(head)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		out, err := extractVmlinux(data)
+		if err == nil && string(out[:4]) != "\x7fELF" {
+			t.Error("not an ELF file")
+		}
+	})
+}
