@@ -1,8 +1,9 @@
 package contract
 
 import (
-	"errors"
 	"slices"
+	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v4"
 
@@ -14,25 +15,39 @@ import (
 // (both sections as real mappings). Seeds are masked in the latter from the
 // start: nothing that reads it needs them.
 func (r *run) forms() {
-	clearText, err1 := r.userData(func(s *section) (string, error) { return s.plainText() })
-	masked, err2 := r.userData(func(s *section) (string, error) {
-		if !hasSeeds(s.body.n) {
-			return s.plainText()
-		}
-		return dumpString(mask(s.body.n))
-	})
-	both := &node{kind: mapNode, tag: "!!map"}
-	for _, s := range []*section{&r.env, &r.workload} {
-		both.keys = append(both.keys, stringNode(s.name))
-		both.vals = append(both.vals, mask(s.body.n))
-	}
-	data, err3 := dumpString(both)
-	if err := errors.Join(err1, err2, err3); err != nil {
+	if err := r.writeForms(); err != nil {
 		r.failCause(err, "HPL05003E", r.top, "the contract cannot be written out", "remove unusual characters from it")
-		return
 	}
-	r.plan.UserDataDecrypted, r.plan.UserDataMasked = secret.New(clearText), secret.New(masked)
-	r.plan.WorkloadDataDecrypted = secret.FromString(data)
+}
+
+func (r *run) writeForms() error {
+	var both []byte
+	masked := map[string]string{}
+	for _, s := range []*section{&r.env, &r.workload} {
+		text, err := dumpString(mask(s.body.n))
+		if err != nil {
+			return err
+		}
+		both = append(both, s.name+":\n"...)
+		both = appendIndented(both, text)
+		if !hasSeeds(s.body.n) {
+			if text, err = s.plainText(); err != nil {
+				return err
+			}
+		}
+		masked[s.name] = text
+	}
+	maskedData, err := r.userData(func(s *section) (string, error) { return masked[s.name], nil })
+	if err != nil {
+		return err
+	}
+	clearData, err := r.userData((*section).plainText)
+	if err != nil {
+		return err
+	}
+	r.plan.UserDataDecrypted, r.plan.UserDataMasked = secret.New(clearData), secret.New(maskedData)
+	r.plan.WorkloadDataDecrypted = secret.New(both)
+	return nil
 }
 
 func (s *section) plainText() (string, error) {
@@ -43,7 +58,7 @@ func (s *section) plainText() (string, error) {
 }
 
 func (r *run) userData(text func(*section) (string, error)) ([]byte, error) {
-	out := &node{kind: mapNode, tag: "!!map"}
+	var out []byte
 	keys := make([]string, 0, len(r.top.n.keys))
 	for _, k := range r.top.n.keys {
 		keys = append(keys, k.text)
@@ -66,12 +81,75 @@ func (r *run) userData(text func(*section) (string, error)) ([]byte, error) {
 		default:
 			v, err = dumpString(n)
 		}
+		if err == nil {
+			out, err = appendEntry(out, key, v)
+		}
 		if err != nil {
 			return nil, err
 		}
-		out.keys, out.vals = append(out.keys, stringNode(key)), append(out.vals, stringNode(v))
 	}
-	return dump(out)
+	return out, nil
+}
+
+// appendEntry writes one top-level key. Ordinary text of several lines, which
+// may have many MiB, goes out directly; the library writes all else.
+func appendEntry(out []byte, key, v string) ([]byte, error) {
+	if !literal(v) || !recordName(key) || key[0] < 'A' {
+		b, err := dump(&node{kind: mapNode, tag: "!!map", keys: []*node{stringNode(key)}, vals: []*node{stringNode(v)}})
+		return append(out, b...), err
+	}
+	body := strings.TrimRight(v, "\n")
+	chomp := ""
+	switch len(v) - len(body) {
+	case 0:
+		chomp = "-"
+	case 1:
+	default:
+		chomp = "+"
+	}
+	out = append(out, key+": |"+chomp+"\n"...)
+	out = appendIndented(out, body)
+	for range len(v) - len(body) - 1 {
+		out = append(out, '\n')
+	}
+	return out, nil
+}
+
+// literal says whether text can stand in a literal block just as it is: lines
+// of printable characters that neither begin the text nor end a line with
+// white space.
+func literal(v string) bool {
+	if !strings.Contains(v, "\n") || v[0] == ' ' || v[0] == '\n' || v[0] == '\t' {
+		return false
+	}
+	for i, c := range v {
+		switch {
+		case c == '\n':
+			if p := v[i-1]; p == ' ' || p == '\t' {
+				return false
+			}
+		case c == '\t' || c >= ' ' && c <= '~' || c > '~' && c < 0xfffd && unicode.IsPrint(c):
+		default:
+			return false
+		}
+	}
+	last := v[len(v)-1]
+	return last != ' ' && last != '\t'
+}
+
+// appendIndented moves every line that is not empty 4 blanks to the right.
+func appendIndented(out []byte, text string) []byte {
+	out = slices.Grow(out, len(text)+len(text)/8)
+	for line := range strings.Lines(text) {
+		if line != "\n" {
+			out = append(out, "    "...)
+		}
+		out = append(out, line...)
+	}
+	if !strings.HasSuffix(text, "\n") {
+		out = append(out, '\n')
+	}
+	return out
 }
 
 func stringNode(s string) *node { return &node{tag: "!!str", text: s} }

@@ -120,6 +120,9 @@ func (r *run) all() {
 	}
 }
 
+// maxTopKeys bounds the top level, each of whose keys is hashed and recorded.
+const maxTopKeys = 64
+
 const badContract hpl.Code = "HPL11001E"
 
 // envelope parses user-data's top level.
@@ -142,6 +145,10 @@ func (r *run) envelope() {
 	}
 	if n == nil || n.kind != mapNode {
 		r.fail(badContract, place, "user-data is not a mapping", "give workload and env as its keys")
+		return
+	}
+	if len(n.keys) > maxTopKeys {
+		r.fail(badContract, place, "user-data has more than 64 keys", "keep workload, env, attestationPublicKey and envWorkloadSignature")
 		return
 	}
 	r.top = at{doc: "user-data", line: 1, col: 1}.onto(n)

@@ -201,6 +201,8 @@ func TestProcessRefusesWithoutText(t *testing.T) {
 		"a list":                            {Files{UserData: []byte("- a\n")}, "HPL11001E", "/user-data"},
 		"two documents":                     {Files{UserData: []byte("a: b\n---\nc: d\n")}, "HPL11001E", "/user-data"},
 		"duplicate section":                 {Files{UserData: []byte("workload: a\nenv: b\nworkload: c\n")}, "HPL11001E", "/user-data"},
+		"65 top-level keys":                 {Files{UserData: []byte(manyKeys(65))}, "HPL11001E", "/user-data"},
+		"a key that forges a record line":   {Files{UserData: []byte("workload: a\nenv: b\n\"x y\": c\n")}, "HPL11001E", "/#3"},
 		"host name with underscore":         {Files{UserData: userData(t, good), MetaData: []byte("local-hostname: a_b")}, "HPL11001E", "/meta-data/local-hostname"},
 		"host name of 65 bytes":             {Files{UserData: userData(t, good), MetaData: []byte("local-hostname: " + strings.Repeat("a", 60) + ".bcde")}, "HPL11001E", "/meta-data/local-hostname"},
 		"host name that is an address":      {Files{UserData: userData(t, good), MetaData: []byte("local-hostname: 192.0.2.1")}, "HPL11001E", "/meta-data/local-hostname"},
@@ -307,4 +309,12 @@ func TestCheckExpiry(t *testing.T) {
 	if err := (&Verified{plan: &Plan{}}).CheckExpiry(now); err != nil {
 		t.Errorf("a bare key has no dates: %v", err)
 	}
+}
+
+func manyKeys(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "k%d: v\n", i)
+	}
+	return b.String()
 }

@@ -41,6 +41,8 @@ volumes:
     previousSeed: workloadseed-0000000000
 env:
   A: w
+  GREETING: hello
+  FROM_ENV: e
 `,
 		"env": `type: env
 auths:
@@ -289,7 +291,7 @@ func TestWarnings(t *testing.T) {
 func TestAnchors(t *testing.T) {
 	base := baseSections(t)
 	base["env"] = strings.Replace(base["env"], "env:\n  C: x\n", "env: &e\n  C: x\nx-hpcr: {}\n", 1)
-	base["workload"] = strings.Replace(base["workload"], "env:\n  A: w\n", "common: &c {A: base, D: d}\nenv:\n  <<: *c\n  A: w\n", 1)
+	base["workload"] = strings.Replace(base["workload"], "env:\n  A: w\n  GREETING: hello\n", "common: &c {A: base, D: d}\nenv:\n  <<: *c\n  A: w\n  GREETING: hello\n", 1)
 	v, err := runSections(t, base, false).verdict()
 	if err != nil {
 		t.Fatal(err)
@@ -298,7 +300,7 @@ func TestAnchors(t *testing.T) {
 	for _, e := range v.Plan().Env {
 		got[e.Name] = string(e.Value.Bytes())
 	}
-	if got["A"] != "w" || got["C"] != "x" || got["D"] != "d" || len(got) != 3 {
+	if got["A"] != "w" || got["C"] != "x" || got["D"] != "d" || len(got) != 5 {
 		t.Errorf("env %v", got)
 	}
 }
