@@ -53,6 +53,9 @@ func newDaemon(t *testing.T) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(dir+"/mnt", 0o755); err != nil { // a contract's volume
+		t.Fatal(err)
+	}
 	d := &daemon{dir: dir, sock: filepath.Join(dir, "s/c.sock"), stderr: &bytes.Buffer{}}
 	d.start(t)
 	t.Cleanup(func() {
@@ -79,9 +82,13 @@ func (d *daemon) start(t *testing.T) {
 
 func (d *daemon) kill(t *testing.T) {
 	t.Helper()
+	if d.cmd == nil {
+		return
+	}
 	if err := d.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	defer func() { d.cmd = nil }()
 	var exit *exec.ExitError
 	if err := d.cmd.Wait(); err != nil && !asExit(err, &exit) {
 		t.Fatal(err)
@@ -262,7 +269,7 @@ func (h *testHub) push(t *testing.T, repo string, img v1.Image) string {
 // sink keeps what containers say.
 type sink struct {
 	mu   sync.Mutex
-	text map[string]string
+	text map[string]*bytes.Buffer
 	max  int
 }
 
@@ -273,16 +280,21 @@ func (s *sink) writer(service string, stderr bool) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.text[service] += string(p)
+		if s.text[service] == nil {
+			s.text[service] = &bytes.Buffer{}
+		}
 		s.max = max(s.max, len(p))
-		return len(p), nil
+		return s.text[service].Write(p)
 	})
 }
 
 func (s *sink) get(service string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.text[service]
+	if s.text[service] == nil {
+		return ""
+	}
+	return s.text[service].String()
 }
 
 type writerFunc func([]byte) (int, error)
@@ -307,7 +319,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
-	return &bench{daemon: newDaemon(t), hub: newHub(t), out: &sink{text: map[string]string{}}}
+	return &bench{daemon: newDaemon(t), hub: newHub(t), out: &sink{text: map[string]*bytes.Buffer{}}}
 }
 
 func (b *bench) options(t *testing.T, p *compose.Project) Options {

@@ -12,23 +12,13 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
-
-	"hpcr/agent/ctrd"
 )
 
 // The tests run real containers, so the test binary runs itself again in fresh
-// mount and network namespaces, with a cgroup v2 tree as in the guest. It is
-// also the containerd and shim that the tests talk to.
+// mount and network namespaces, with a cgroup v2 tree as in the guest.
 const inside = "HPCR_WORKLOAD_TEST_INSIDE"
 
 func TestMain(m *testing.M) {
-	switch filepath.Base(os.Args[0]) {
-	case "containerd":
-		os.Exit(ctrd.Daemon(os.Args[1:]))
-	case "containerd-shim-runc-v2":
-		ctrd.Shim()
-		return
-	}
 	if os.Getenv(inside) == "" {
 		os.Exit(reexec())
 	}
@@ -66,7 +56,10 @@ func reexec() int {
 // sockets lie in it.
 var lab string
 
-const runcTags = "seccomp,runc_nocriu,netgo,osusergo,urfave_cli_no_docs"
+const (
+	runcTags = "seccomp,runc_nocriu,netgo,osusergo,urfave_cli_no_docs"
+	ctrdTags = "no_btrfs,no_devmapper,no_zfs,no_cri,no_systemd,no_tracing,no_rdt,netgo,osusergo,urfave_cli_no_docs"
+)
 
 func prepare() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -86,39 +79,30 @@ func prepare() error {
 	if lab, err = os.MkdirTemp("/tmp", "wl"); err != nil {
 		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	for _, applet := range []string{"containerd", "containerd-shim-runc-v2"} {
-		if err := copyFile(self, filepath.Join(lab, applet)); err != nil {
+	// containerd and the probe are built apart: without the race detector, which
+	// makes the daemon ten times slower, and without the C library, which a
+	// container does not have.
+	for out, from := range map[string]string{"containerd": "./testdata/ctrd", "probe": "./testdata/probe"} {
+		if err := goBuild(out, "0", ctrdTags, from); err != nil {
 			return err
 		}
 	}
-	// A container has no libraries: the probe is built without cgo, which the
-	// race detector's test binary is not.
-	probe := exec.Command("go", "build", "-o", filepath.Join(lab, "probe"), "./testdata/probe")
-	probe.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := probe.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the probe: %w\n%s", err, out)
+	if err := os.Link(filepath.Join(lab, "containerd"), filepath.Join(lab, "containerd-shim-runc-v2")); err != nil {
+		return err
 	}
-	if runc := os.Getenv("HPCR_TEST_RUNC"); runc != "" {
-		return copyFile(runc, filepath.Join(lab, "runc"))
-	}
-	build := exec.Command("go", "build", "-tags", runcTags, "-o", filepath.Join(lab, "runc"), "github.com/opencontainers/runc")
-	build.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build runc (libseccomp-dev comes with 'make deps'): %w\n%s", err, out)
+	if err := goBuild("runc", "1", runcTags, "github.com/opencontainers/runc"); err != nil {
+		return fmt.Errorf("%w (libseccomp-dev comes with 'make deps')", err)
 	}
 	return nil
 }
 
-func copyFile(from, to string) error {
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return err
+func goBuild(out, cgo, tags, from string) error {
+	build := exec.Command("go", "build", "-tags", tags, "-o", filepath.Join(lab, out), from)
+	build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+	if text, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", out, err, text)
 	}
-	return os.WriteFile(to, data, 0o755)
+	return nil
 }
 
 // processes lists command lines of processes that hold word.

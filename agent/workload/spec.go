@@ -40,6 +40,12 @@ func (w *Workload) specOpts(s *compose.Service, img *image, env surroundings) []
 		base(s, img, env),
 		identity(s, img),
 		oci.WithAppendAdditionalGroups(s.GroupAdd...),
+		set(func(spec *oci.Spec) error {
+			groups := &spec.Process.User.AdditionalGids
+			slices.Sort(*groups)
+			*groups = slices.Compact(*groups)
+			return nil
+		}),
 		capabilities(s),
 		devices(s),
 		oci.WithMounts(env.mounts),
@@ -82,7 +88,7 @@ func base(s *compose.Service, img *image, env surroundings) oci.SpecOpts {
 		spec.Domainname = s.Domainname
 		spec.Root.Readonly = s.ReadOnly
 		spec.Linux.CgroupsPath = path.Join("/", namespace, containerID(s))
-		spec.Annotations = map[string]string{ctrd.GroupAnnotation: namespace}
+		spec.Annotations = map[string]string{ctrd.GroupAnnotation: ctrd.Group}
 		return nil
 	})
 }

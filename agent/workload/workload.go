@@ -70,13 +70,16 @@ func (o *Options) defaults() {
 	}
 }
 
-// Workload is a project on its way. Its methods Pull, Start and Stop are
-// called once each, in that order; Services at any time.
+// Workload is a project on its way. Its methods Pull and Start are called once
+// each, in that order; Stop and Services at any time after.
 type Workload struct {
 	opt      Options
 	client   *containerd.Client
 	services []*service
 	bridges  map[string]Bridge
+
+	stopOnce sync.Once
+	stopErr  error
 
 	ctx    context.Context // of the supervisors; ends with Stop
 	cancel context.CancelFunc
@@ -247,9 +250,13 @@ func (s *service) snapshot() (State, <-chan struct{}) {
 
 // Stop ends the containers in reverse order, each by its stop signal, its
 // grace, then by force, and removes all that Start made. When ctx ends first,
-// the rest is killed at once.
+// the rest is killed at once. A second call says what the first one said.
 func (w *Workload) Stop(ctx context.Context) error {
-	ctx = w.withLog(ctx)
+	w.stopOnce.Do(func() { w.stopErr = w.stop(w.withLog(ctx)) })
+	return w.stopErr
+}
+
+func (w *Workload) stop(ctx context.Context) error {
 	var errs []error
 	for i := len(w.services) - 1; i >= 0; i-- {
 		errs = append(errs, w.services[i].stop(ctx))

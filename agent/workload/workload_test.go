@@ -27,6 +27,7 @@ services:
     image: `+ref+`
     network_mode: none
     environment: {GREETING: "hello there"}
+    stop_grace_period: 1s
     command: ["sh", "-c", "echo $$GREETING $$FROM_IMAGE; echo oops >&2; exec sleep 1000"]
 `)
 	waitFor(t, "output", func() bool { return strings.Contains(b.out.get("web!"), "oops") })
