@@ -59,7 +59,16 @@ func Main() int {
 	if err := watchPowerButton(ctx, asked); err != nil {
 		a.hub.Logger().Warn("the host's power button is not heard", "error", err)
 	}
+	go a.beat()
 	return a.run(ctx)
+}
+
+// beat shows the health endpoint that the agent's goroutines are run.
+func (a *agent) beat() {
+	for {
+		a.health.Beat()
+		time.Sleep(time.Second)
+	}
 }
 
 type agent struct {
