@@ -101,18 +101,22 @@ func (v *Verified) Encode(w io.Writer) error {
 	for _, e := range p.Env {
 		out.Env = append(out.Env, wireVar{e.Name, e.Value.Bytes()})
 	}
-	buf, err := json.Marshal(out)
-	if err != nil {
-		return fmt.Errorf("encode the plan: %w", err)
-	}
-	defer clear(buf)
-	if len(buf) > MaxWire {
-		return hpl.New("HPL11000E", "", "the contract's plan is too large: put large data into an image or a volume")
-	}
-	if _, err := w.Write(buf); err != nil {
+	// Unlike json.Marshal, an encoder does not copy the result once more.
+	if err := json.NewEncoder(bounded{w}).Encode(out); err != nil {
 		return fmt.Errorf("send the plan: %w", err)
 	}
 	return nil
+}
+
+// bounded refuses a plan that Decode would refuse; an encoder writes it whole.
+type bounded struct{ w io.Writer }
+
+func (b bounded) Write(p []byte) (int, error) {
+	if len(p) > MaxWire {
+		return 0, hpl.New("HPL11000E", "", "the contract's plan is too large: put large data into an image or a volume")
+	}
+	defer clear(p)
+	return b.w.Write(p)
 }
 
 // Decode reads the wire form. The child that wrote it has parsed hostile
