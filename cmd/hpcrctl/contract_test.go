@@ -99,10 +99,15 @@ func indent(s string) string {
 	return "  " + strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n  ") + "\n"
 }
 
+func workload(t testing.TB) string {
+	t.Helper()
+	return plain(t, "workload-compose.yaml") + "env:\n  GREETING: hello\n  FROM_ENV: \"yes\"\n"
+}
+
 // goodContract has only what this version supports.
 func goodContract(t testing.TB) string {
 	t.Helper()
-	return "workload: |\n" + indent(plain(t, "workload-compose.yaml")) + "env: |\n" + indent(plain(t, "env-syslog.yaml"))
+	return "workload: |\n" + indent(workload(t)) + "env: |\n" + indent(plain(t, "env-syslog.yaml"))
 }
 
 // value takes one top-level value that stands on one line.
@@ -126,7 +131,7 @@ func TestEncryptForOpenssl(t *testing.T) {
 	}
 	const decrypt = `cut -d. -f2 <<<"$TOKEN" | base64 -d | openssl pkeyutl -decrypt -inkey encrypt.key |
 		openssl enc -d -aes-256-cbc -pbkdf2 -pass stdin -in <(cut -d. -f3 <<<"$TOKEN" | base64 -d)`
-	for section, want := range map[string]string{"workload": plain(t, "workload-compose.yaml"), "env": plain(t, "env-syslog.yaml")} {
+	for section, want := range map[string]string{"workload": workload(t), "env": plain(t, "env-syslog.yaml")} {
 		token := value(t, encrypted, section)
 		if got := sh(t, dir, decrypt, "TOKEN="+token); got != want {
 			t.Errorf("%s: openssl reads %d bytes, want %d", section, len(got), len(want))
@@ -177,7 +182,7 @@ func TestReadOpenssl(t *testing.T) {
 	// 22 % of these passwords are cut by openssl: eight tokens meet that case
 	// in six of seven runs, the vectors in each.
 	for range 8 {
-		w, e := produceToken(plain(t, "workload-compose.yaml")), produceToken(env)
+		w, e := produceToken(workload(t)), produceToken(env)
 		sig := sh(t, dir, `printf %s "$W$E" | openssl dgst -sha256 -sign sign.key | openssl enc -base64 -A`, "W="+w, "E="+e)
 		contract := "workload: " + w + "\nenv: " + e + "\nenvWorkloadSignature: " + sig + "\n"
 		if r := hpcrctl(t, contract, "contract", "lint", "--key", key("encrypt.key"), "-"); r.code != 0 || strings.Contains(r.stdout, "warning") {
@@ -243,7 +248,7 @@ func abs(t testing.TB, p string) string {
 
 // A provider hands over a token; the deployer signs over it as it is.
 func TestHandOver(t *testing.T) {
-	token := ok(t, plain(t, "workload-compose.yaml"), "contract", "encrypt", "--cert", key("encrypt.crt"), "--prefix", "contract-basic", "--section", "workload", "-")
+	token := ok(t, workload(t), "contract", "encrypt", "--cert", key("encrypt.crt"), "--prefix", "contract-basic", "--section", "workload", "-")
 	if strings.HasSuffix(token, "\n") || !strings.HasPrefix(token, "contract-basic.") {
 		t.Fatalf("token %.30q…%q", token, token[len(token)-3:])
 	}
