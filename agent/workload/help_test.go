@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,6 +40,7 @@ import (
 	"hpcr/agent/secret"
 	"hpcr/contract/archive"
 	"hpcr/contract/compose"
+	"hpcr/network"
 )
 
 // daemon is a containerd process that a test may kill and start again.
@@ -106,8 +109,8 @@ type testHub struct {
 	host  string
 	ca    *x509.Certificate
 	cert  tls.Certificate
-	deny  func(r *http.Request) bool
-	mangl func(w http.ResponseWriter, r *http.Request) bool
+	mangl func(w http.ResponseWriter, r *http.Request) bool // answers instead
+	blobs http.Handler
 }
 
 const user, password = "puller", "t0ken-of-the-registry"
@@ -116,7 +119,7 @@ func newHub(t *testing.T) *testHub {
 	t.Helper()
 	h := &testHub{}
 	h.ca, h.cert = makeCert(t)
-	blobs := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	h.blobs = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u, p, _ := r.BasicAuth()
 		if u != user || p != password {
@@ -127,7 +130,7 @@ func newHub(t *testing.T) *testHub {
 		if h.mangl != nil && h.mangl(w, r) {
 			return
 		}
-		blobs.ServeHTTP(w, r)
+		h.blobs.ServeHTTP(w, r)
 	}))
 	srv.TLS = &tls.Config{Certificates: []tls.Certificate{h.cert}}
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -365,6 +368,43 @@ func testLog(t *testing.T) *slog.Logger {
 		return len(p), nil
 	}), nil))
 }
+
+// wire is a network of one cable for each container, made by hand with ip. It
+// records what it was asked for.
+type wire struct {
+	t        *testing.T
+	internal bool
+	next     byte
+	asked    map[string][]string // id → names and ports
+	closed   bool
+}
+
+func (w *wire) Attach(id, netns string, names []string, ports []network.Port) (netip.Addr, error) {
+	w.next++
+	addr := netip.AddrFrom4([4]byte{10, 77, w.next, 2})
+	for _, p := range ports {
+		names = append(names, fmt.Sprintf("%d:%d/%s", p.HostPort, p.ContainerPort, p.Proto))
+	}
+	w.asked[id] = names
+	out, err := exec.Command("sh", "-ec", fmt.Sprintf(`
+		ln -sfn %[1]s /run/netns/%[2]s-%[3]d
+		ip link add %[2]sh%[3]d type veth peer name %[2]sp%[3]d
+		ip link set %[2]sp%[3]d netns %[2]s-%[3]d name eth0
+		ip addr add 10.77.%[3]d.1/24 dev %[2]sh%[3]d
+		ip link set %[2]sh%[3]d up
+		ip -n %[2]s-%[3]d addr add %[4]s/24 dev eth0
+		ip -n %[2]s-%[3]d link set eth0 up
+		ip -n %[2]s-%[3]d link set lo up`, netns, id, w.next, addr)).CombinedOutput()
+	if err != nil {
+		return addr, fmt.Errorf("%w: %s", err, out)
+	}
+	return addr, nil
+}
+
+func (w *wire) Detach(id string) error { delete(w.asked, id); return nil }
+func (w *wire) Gateway() netip.Addr    { return netip.AddrFrom4([4]byte{10, 77, 0, 1}) }
+func (w *wire) ResolvConf() []byte     { return []byte("nameserver 10.77.0.1\n") }
+func (w *wire) Close() error           { w.closed = true; return nil }
 
 func waitFor(t *testing.T, what string, f func() bool) {
 	t.Helper()

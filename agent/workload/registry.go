@@ -118,6 +118,8 @@ func pullCause(err error) (detail string, retry bool) {
 		return "the image has no build for this machine's architecture: give the digest of one that has", false
 	case errors.Is(err, errOtherDigest), strings.Contains(text, "unexpected commit digest"), strings.Contains(text, "failed size validation"), strings.Contains(text, "unexpected commit size"):
 		return "the registry delivered other bytes than the digest promises: nothing of them is used", false
+	case strings.Contains(text, "short read"), strings.Contains(text, "unexpected EOF"), strings.Contains(text, "connection reset"):
+		return "the registry broke off in the middle: try again, or use another registry", true
 	case errdefs.IsNotFound(err):
 		return "the registry does not know this digest: check the image's name and digest", false
 	case outOfSpace(err), strings.Contains(text, "no space left"):

@@ -1,8 +1,10 @@
 package workload
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -87,10 +89,10 @@ func TestPullRefusals(t *testing.T) {
 
 // A registry, or somebody in its place, that answers with other bytes.
 func TestLyingRegistry(t *testing.T) {
-	b := newBench(t)
-	good := b.hub.push(t, "app", busybox(t, nil))
+	hub := newHub(t)
+	good := hub.push(t, "app", busybox(t, nil))
 	other := busybox(t, func(c *v1.ConfigFile) { c.Config.Cmd = []string{"evil"} })
-	b.hub.push(t, "evil", other)
+	hub.push(t, "evil", other)
 	manifest, err := other.RawManifest()
 	if err != nil {
 		t.Fatal(err)
@@ -124,13 +126,18 @@ func TestLyingRegistry(t *testing.T) {
 			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
 				return false
 			}
-			_, _ = w.Write([]byte("not the layer"))
+			rec := httptest.NewRecorder()
+			hub.blobs.ServeHTTP(rec, r)
+			body := rec.Body.Bytes()
+			body[len(body)/2] ^= 1
+			_, _ = w.Write(body)
 			return true
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b.hub.mangl = mangle
-			defer func() { b.hub.mangl = nil }()
+			b := &bench{daemon: newDaemon(t), hub: hub, out: &sink{text: map[string]*bytes.Buffer{}}}
+			hub.mangl = mangle
+			defer func() { hub.mangl = nil }()
 			_, err := Run(t.Context(), b.options(t, project(t, "services: {a: {image: '"+good+"'}}", nil)))
 			var e *hpl.Error
 			if !errors.As(err, &e) || e.Code != "HPL06004E" {
@@ -261,5 +268,72 @@ services:
 				t.Fatalf("got %v", err)
 			}
 		})
+	}
+}
+
+func TestNetworks(t *testing.T) {
+	b := newBench(t)
+	ref := b.hub.push(t, "app", busybox(t, nil))
+	o := b.options(t, project(t, `
+services:
+  web:
+    image: `+ref+`
+    container_name: the-web
+    ports: ["8080:80", "127.0.0.1:53:53/udp"]
+    networks: {front: {aliases: [www]}}
+    extra_hosts: ["gate:host-gateway"]
+    stop_grace_period: 100ms
+    command: [sh, -c, "cat /etc/resolv.conf; grep -E 'gate|web' /etc/hosts; mkdir -p /tmp/w; echo a page > /tmp/w/index.html; exec httpd -f -p 80 -h /tmp/w -u 1234"]
+  inner: {image: '`+ref+`', networks: [back], stop_grace_period: 100ms}
+  alone: {image: '`+ref+`', network_mode: none, command: [sh, -c, "ip -o link | grep -c ."]}
+  guest: {image: '`+ref+`', network_mode: host, command: [sh, -c, "cat /etc/resolv.conf; ip -o link | grep -c c1h1"]}
+networks: {front: , back: {internal: true}}
+`, nil))
+	o.ResolvConf = []byte("nameserver 192.0.2.53\n")
+	var wires []*wire
+	o.NewBridge = func(internal bool) (Bridge, error) {
+		w := &wire{t: t, internal: internal, next: byte(100 * len(wires)), asked: map[string][]string{}}
+		wires = append(wires, w)
+		return w, nil
+	}
+	w, err := Run(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.down(t, w) })
+	if len(wires) != 2 || wires[0].internal || !wires[1].internal {
+		t.Fatalf("%d networks", len(wires))
+	}
+	if got := strings.Join(wires[0].asked["c1"], " "); got != "web the-web www 53:53/udp 8080:80/tcp" && got != "web the-web www 8080:80/tcp 53:53/udp" {
+		t.Errorf("asked for %q", got)
+	}
+	var page string
+	waitFor(t, "the page", func() bool {
+		resp, err := http.Get("http://10.77.1.2/index.html")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		page = string(text)
+		return err == nil
+	})
+	http.DefaultClient.CloseIdleConnections()
+	if page != "a page\n" {
+		t.Errorf("page %q", page)
+	}
+	waitFor(t, "outputs", func() bool { return b.out.get("alone") != "" && strings.Count(b.out.get("guest"), "\n") == 2 })
+	if got := b.out.get("web"); got != "nameserver 10.77.0.1\n10.77.1.2\tweb\n10.77.0.1\tgate\n" {
+		t.Errorf("web sees %q", got)
+	}
+	if got := b.out.get("alone"); got != "1\n" {
+		t.Errorf("a container alone sees %q links", got)
+	}
+	if got := b.out.get("guest"); got != "nameserver 192.0.2.53\n1\n" {
+		t.Errorf("a container on the guest's network sees %q", got)
+	}
+	b.down(t, w)
+	if len(wires[0].asked) != 0 || !wires[0].closed || !wires[1].closed {
+		t.Error("networks are left over")
 	}
 }
