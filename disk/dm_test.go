@@ -1,0 +1,109 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTable(t *testing.T) {
+	for name, tt := range map[string]struct {
+		p    place
+		want string // params; "" = refused
+		n    uint64
+	}{
+		"4096":                 {place{254, 16, 102 * mib, 10*mib + 512, 4096}, "aes-xts-plain64 K 0 254:16 208896 1 sector_size:4096", 20480},
+		"512":                  {place{254, 16, 102 * mib, 10*mib + 512, 512}, "aes-xts-plain64 K 0 254:16 208896", 20481},
+		"not aligned to 4 KiB": {place{254, 16, 102*mib + 512, mib, 512}, "", 0},
+		"empty":                {place{254, 16, mib, 0, 512}, "", 0},
+		"beyond the end":       {place{254, 16, mib, -5, 512}, "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := tt.p.table()
+			got.key = "K"
+			if (err != nil) != (tt.want == "") || err == nil && (got.params() != tt.want || got.sectors != tt.n) {
+				t.Errorf("%q %d, %v", got.params(), got.sectors, err)
+			}
+		})
+	}
+}
+
+// TestKeyFromTable: the key is taken only from a table that is, in all the
+// rest, the one that was asked for.
+func TestKeyFromTable(t *testing.T) {
+	key := bytes.Repeat([]byte{0xa5, 0x5a}, 32)
+	digits := hex.EncodeToString(key)
+	asked, err := place{254, 16, 16 * mib, 32 * mib, 4096}.table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := "aes-xts-plain64 " + digits + " 0 254:16 32768 1 sector_size:4096"
+	if got, err := keyFromTable(asked, asked.sectors, "crypt", []byte(good)); err != nil || !bytes.Equal(got.Bytes(), key) {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		sectors uint64
+		target  string
+		params  string
+	}{
+		"another cipher":  {asked.sectors, "crypt", strings.Replace(good, "aes-xts-plain64", "cipher_null-ecb", 1)},
+		"another device":  {asked.sectors, "crypt", strings.Replace(good, "254:16", "254:0", 1)},
+		"another offset":  {asked.sectors, "crypt", strings.Replace(good, "32768", "32776", 1)},
+		"another tweak":   {asked.sectors, "crypt", strings.Replace(good, " 0 ", " 1 ", 1)},
+		"discards":        {asked.sectors, "crypt", strings.Replace(good, "1 sector", "2 allow_discards sector", 1)},
+		"another length":  {asked.sectors - 8, "crypt", good},
+		"another target":  {asked.sectors, "linear", good},
+		"a shorter key":   {asked.sectors, "crypt", strings.Replace(good, digits, digits[:64], 1)},
+		"a key reference": {asked.sectors, "crypt", strings.Replace(good, digits, ":64:logon:x", 1)},
+		"no hex":          {asked.sectors, "crypt", strings.Replace(good, digits, strings.Repeat("zz", 64), 1)},
+		"empty":           {asked.sectors, "crypt", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := keyFromTable(asked, tt.sectors, tt.target, []byte(tt.params)); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+// TestRunTool: a child that hangs, floods or fails is over in time, and its
+// words are kept short.
+func TestRunTool(t *testing.T) {
+	start := time.Now()
+	if err := runTool(t.Context(), 100*time.Millisecond, "sleep", "60"); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 10*time.Second {
+		t.Errorf("%v after %v", err, time.Since(start))
+	}
+	if err := runTool(t.Context(), time.Minute, "no-such-program"); err == nil {
+		t.Error("ran")
+	}
+	err := runTool(t.Context(), time.Minute, "sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo end; exit 3")
+	if err == nil || len(err.Error()) > 2*toolOutput || !strings.Contains(err.Error(), "end") {
+		t.Errorf("%.100v", err)
+	}
+	check := filesystem{check: []string{"sh", "-c", "exit $1", "sh"}}
+	for code, ok := range map[string]bool{"0": true, "1": true, "2": true, "4": false, "8": false, "127": false} {
+		if err := check.repair(t.Context(), code); (err == nil) != ok {
+			t.Errorf("e2fsck's status %s: %v", code, err)
+		}
+	}
+}
+
+func TestDetectFilesystem(t *testing.T) {
+	for name, tt := range map[string]struct {
+		at   int
+		text string
+	}{"ext4": {1080, "\x53\xef"}, "xfs": {0, "XFSB"}, "btrfs": {0x10040, "_BHRfS_M"}, "": {100, "x"}} {
+		r := ram{make([]byte, mib)}
+		copy(r.b[tt.at:], tt.text)
+		if got, err := detectFilesystem(r); got != name || (err != nil) != (name == "") {
+			t.Errorf("got %q, %v, want %q", got, err, name)
+		}
+	}
+	if _, err := detectFilesystem(ram{make([]byte, 512)}); err == nil {
+		t.Error("a volume too short was read")
+	}
+}
