@@ -3,6 +3,8 @@ package network
 import (
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +98,42 @@ func TestLeaseIsOver(t *testing.T) {
 		a := n.Addresses()
 		return len(a) == 1 && a[0].Addr().Compare(addr("192.0.2.70")) >= 0
 	})
+}
+
+// TestTwoCards: without a configuration one lease is enough to go on; the other
+// card is set up when its server comes.
+func TestTwoCards(t *testing.T) {
+	one := wire(t, "isp", "eth0", "192.0.2.1/24")
+	two := wire(t, "other", "eth1", "198.51.100.1/24")
+	two.target = "enc2"
+	dnsmasq(t, "other", "--port=0", "--dhcp-range=198.51.100.50,198.51.100.60,255.255.255.0,2m", "--dhcp-option=6,198.51.100.1")
+	begin := time.Now()
+	n, err := up(t, Config{}, one, two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took > leaseGrace+3*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if diff := cmp.Diff([]string{"enc2"}, n.Links()); diff != "" {
+		t.Error(diff)
+	}
+	path := write(t, filepath.Join(t.TempDir(), "resolv.conf"), "")
+	if err := n.WriteResolvConf(path); err != nil {
+		t.Fatal(err)
+	}
+	dnsmasq(t, "isp", "--port=0", "--dhcp-range=192.0.2.50,192.0.2.60,255.255.255.0,2m", "--dhcp-option=6,192.0.2.1")
+	waitFor(t, "the late card", func() bool { return len(n.Links()) == 2 })
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "nameserver 192.0.2.1\nnameserver 198.51.100.1\noptions timeout:2 attempts:2\n"; string(text) != want {
+		t.Errorf("resolv.conf after the second lease: %q", text)
+	}
+	if routes := ip(t, "route show default"); !strings.Contains(routes, "192.0.2.1 dev enc1 metric 100") || !strings.Contains(routes, "198.51.100.1 dev enc2 metric 101") {
+		t.Errorf("routes:\n%s", routes)
+	}
 }
 
 // ack builds an answer from options, as a server of our choice would.

@@ -48,7 +48,7 @@ func wire(t *testing.T, peer, cardName, addr string) card {
 	t.Helper()
 	namespace(t, peer)
 	t.Cleanup(func() { // a deleted namespace lets go of its cables only later
-		for _, name := range []string{cardName, "enc1"} {
+		for _, name := range []string{cardName, "enc1", "enc2"} {
 			if err := deleteLink(name); err != nil {
 				t.Error(err)
 			}

@@ -117,25 +117,34 @@ func cardsIn(dir string) ([]card, error) {
 	return cards, nil
 }
 
+// settle is how long the set of cards must stay the same where no
+// configuration says how many there are: drivers find them one by one.
+const settle = 60 * time.Millisecond
+
 // waitForCards waits until every configured card, or any card at all, is
 // there. With a configuration the answer is in its order.
 func waitForCards(ctx context.Context, cfg Config, discover func() ([]card, error), limit time.Duration) ([]card, error) {
 	deadline := time.Now().Add(limit)
+	var before []card
+	var since time.Time
 	for {
 		cards, err := discover()
 		if err != nil {
 			return nil, hpl.Wrap(err, "HPL14001E", "", "the guest cannot list its network cards")
 		}
 		chosen, missing := choose(cfg, cards)
-		if missing == nil {
+		if !slices.Equal(before, cards) {
+			before, since = cards, time.Now()
+		}
+		if missing == nil && (cfg.Links != nil || time.Since(since) >= settle) {
 			return chosen, nil
 		}
-		if time.Now().After(deadline) {
+		if missing != nil && time.Now().After(deadline) {
 			return nil, missing
 		}
 		select {
 		case <-ctx.Done():
-			return nil, missing
+			return chosen, missing
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

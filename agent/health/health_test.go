@@ -291,6 +291,7 @@ func (l oneConn) Addr() net.Addr { return vsockAddr{} }
 // included: constant texts, no octet of the request.
 var golden = regexp.MustCompile(`^(HTTP/1\.[01] (200 OK|400 Bad Request|404 Not Found|405 Method Not Allowed|417 Expectation Failed|429 Too Many Requests|431 Request Header Fields Too Large|501 Not Implemented|503 Service Unavailable|505 HTTP Version Not Supported)(: ` + refusal + `)?` +
 	`|HTTP/1\.1 100 Continue|Cache-Control: no-store|Content-Length: (512|0)|Content-Type: (text/plain|application/json|text/plain; charset=utf-8)|Connection: close|` +
+	`|Date: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT` + // net/http's own, with 417 only
 	`|(ok|not ready|not found|GET or HEAD only|no body, please|too many requests) +` +
 	`|(400 Bad Request|431 Request Header Fields Too Large|501 Not Implemented|505 HTTP Version Not Supported)(: ` + refusal + `)?|` + refusal +
 	`|\{"schema":1,"live":true,"ready":false,"phase":"disks","code":"","flavour":"release","uptimeSeconds":\d*0\} +)$`)

@@ -102,7 +102,7 @@ func (s *State) answer(w http.ResponseWriter, r *http.Request) {
 		status, body = http.StatusNotFound, []byte("not found")
 	}
 	h := w.Header()
-	h["Date"] = nil // the guest's clock is not the host's to read
+	h["Date"] = nil // says nothing that the host must know
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Type", kind)
 	h.Set("Content-Length", strconv.Itoa(bodySize))
