@@ -100,7 +100,7 @@ func (f *follower) follow(ctx context.Context) (int, error) {
 		limit = time.After(f.o.timeout)
 	}
 	status, err := f.wait(ctx, limit)
-	if err != nil || f.o.keep && status == 0 {
+	if err != nil || f.o.keep && status == 0 && f.ready() {
 		return status, err
 	}
 	select {
