@@ -52,7 +52,11 @@ func bench(ctx context.Context, arch string, boots int) (err error) {
 		return err
 	}
 	s := &setup{root: root, arch: arch, dir: filepath.Join(root, "build", "bench")}
-	defer func() { err = errors.Join(err, s.close()) }()
+	release, err := scenario.Claim(s.dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close(), release()) }()
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}

@@ -41,6 +41,11 @@ func demo(ctx context.Context, arch string) (err error) {
 	if err != nil {
 		return err
 	}
+	release, err := scenario.Claim(filepath.Join(root, folder))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	s := &stage{ctx: ctx, root: root, arch: arch}
 	defer func() { err = errors.Join(err, s.clear()) }()
 	if err := s.fresh(); err != nil {

@@ -64,6 +64,13 @@ func NewLab(t *testing.T) *Lab {
 
 	top := filepath.Join(root, "build", "test")
 	must(t, os.MkdirAll(top, 0o755))
+	release, err := Claim(top)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := release(); err != nil {
+			t.Error(err)
+		}
+	})
 	s.Keys, s.Other, s.Signing = filepath.Join(top, "keys"), filepath.Join(top, "other-keys"), filepath.Join(top, "signing.key")
 	// Keys cost seconds each and no scenario depends on their freshness.
 	for _, dir := range []string{s.Keys, s.Other} {

@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -123,5 +124,26 @@ func TestConsoleCodesCountsEveryLine(t *testing.T) {
 				t.Errorf("failed: %v, want %v", shadow.Failed(), tc.fails)
 			}
 		})
+	}
+}
+
+func TestClaimIsForOneAtATime(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "build", "x")
+	release, err := Claim(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Claim(dir); err == nil || !strings.Contains(err.Error(), "another run") {
+		t.Errorf("a second claim: %v, want a refusal", err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Claim(dir)
+	if err != nil {
+		t.Fatalf("after the release: %v", err)
+	}
+	if err := again(); err != nil {
+		t.Error(err)
 	}
 }
