@@ -79,12 +79,6 @@ func up(t *testing.T, cfg Config, cards ...card) (*Net, error) {
 	return n, n.up(t.Context(), cfg, cards, 10*time.Second)
 }
 
-// in runs a tool inside a namespace.
-func in(t *testing.T, ns, name string, args ...string) string {
-	t.Helper()
-	return run(t, "ip", append([]string{"netns", "exec", ns, name}, args...)...)
-}
-
 // background starts a tool inside a namespace and ends it with the test.
 func background(t *testing.T, ns, name string, args ...string) {
 	t.Helper()

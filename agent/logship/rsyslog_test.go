@@ -104,7 +104,7 @@ func (r *rsyslog) lines(t *testing.T) []string {
 // waitLine waits for a line with the text.
 func (r *rsyslog) waitLine(t *testing.T, text string) string {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		for _, l := range r.lines(t) {
 			if strings.Contains(l, text) {
 				return l
