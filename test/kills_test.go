@@ -14,7 +14,7 @@ import (
 // phases are the boot's, in order; a change of the list must reach the tests.
 var phases = []string{
 	"mounts", "sysctls", "interlock", "modules", "firewall", "entropy", "cidata", "contract", "keys", "lockdown",
-	"network", "time", "expiry", "logging", "disks", "containerd", "images", "record", "containers", "ready",
+	"network", "time", "expiry", "logging", "disks", "containerd", "images", "record", "pull", "containers", "ready",
 }
 
 // userspace is the first phase after HPCR's bootloader would have ended.
@@ -28,7 +28,8 @@ var killScenarios = slices.Concat(
 		kill("record", "signer", scenario.Full, "HPL11000E: no container runs without a signed record.",
 			func(t *testing.T, r *scenario.Result) { r.Failed(t, "HPL11000E") }),
 		kill("containerd", "containerd", scenario.Full, recovers, recovered),
-		kill("images", "containerd", scenario.Core, recovers, recovered),
+		kill("images", "containerd", scenario.Full, recovers, recovered),
+		kill("pull", "containerd", scenario.Core, recovers, recovered),
 		kill("containers", "containerd", scenario.Full, recovers, recovered),
 		kill("ready", "containerd", scenario.Full, recovers, recovered),
 		kill("containers", "shim", scenario.Core, recovers, recovered),

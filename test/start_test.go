@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,7 +77,10 @@ func wholeLife(t *testing.T, lab *scenario.Lab) {
 				if want := fmt.Sprintf("starts: %d\ngreeting: %s\n", start, scenario.Greeting); page != want {
 					t.Errorf("the page is %q, want %q", page, want)
 				}
-				logged(t, lab, fmt.Sprintf("web: start number %d", start))
+				line := logged(t, lab, fmt.Sprintf("web: start number %d", start))
+				if !strings.HasSuffix(line, "serving on port 8080") {
+					t.Errorf("the container's line arrived as %q", line)
+				}
 				logged(t, lab, "HPL10001I")
 				healthy(t, lab, g)
 			},
@@ -89,6 +93,14 @@ func wholeLife(t *testing.T, lab *scenario.Lab) {
 		if !strings.Contains(first.Console, want) {
 			t.Errorf("the console lacks %q:\n%s", want, first.Console)
 		}
+	}
+	var order []string
+	for _, p := range first.Phases {
+		order = append(order, p.Name)
+	}
+	slices.Sort(order)
+	if want := slices.Sorted(slices.Values(phases)); !slices.Equal(order, want) {
+		t.Errorf("the boot's phases are %v, want %v", order, want)
 	}
 	// The container's last line left the guest before it went.
 	logged(t, lab, "web: asked to stop")

@@ -26,8 +26,9 @@ type stage struct {
 	values   map[string]string // for the example's templates
 
 	console string
-	page    string // host:port
-	health  string // URL
+	kept    *os.File // the console of the guest that runs
+	page    string   // host:port
+	health  string   // URL
 }
 
 // hpcrctl is the tool, as a user in the repository's folder calls it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -116,15 +118,17 @@ type started struct {
 	Verdict string   `json:"verdict"`
 	Codes   []string `json:"codes"`
 	Message string   `json:"message"`
-	Phases  []struct {
-		Name    string `json:"name"`
-		StartMs int    `json:"startMs"`
-		Ms      int    `json:"ms"`
-	} `json:"phases"`
-	ReadyMs int `json:"readyMs"`
+	Phases  []phase  `json:"phases"`
+	ReadyMs int      `json:"readyMs"`
 	Health  struct {
 		HTTP string `json:"http"`
 	} `json:"health"`
+}
+
+type phase struct {
+	Name    string `json:"name"`
+	StartMs int    `json:"startMs"`
+	Ms      int    `json:"ms"`
 }
 
 func (s *stage) boot(n int) error {
@@ -153,6 +157,10 @@ func (s *stage) boot(n int) error {
 		return fmt.Errorf("the guest is %s, not ready: %s", r.Verdict, r.Message)
 	}
 	s.health = r.Health.HTTP
+	if err := s.rest(); err != nil {
+		return err
+	}
+	slices.SortFunc(r.Phases, func(a, b phase) int { return a.StartMs - b.StartMs })
 	s.say("phase          starts     takes")
 	for _, p := range r.Phases {
 		s.say("%-12s %6.3f s  %6.3f s", p.Name, float64(p.StartMs)/1000, float64(p.Ms)/1000)
@@ -228,44 +236,71 @@ func (s *stage) fetch(url string) (string, error) {
 	return "", last
 }
 
-// stop asks the guest to stop and completes the console's file: run has left
-// its guest at ready, where the copy ends.
-func (s *stage) stop() (err error) {
-	var kept struct {
-		Console string `json:"console"`
-	}
-	text, err := os.ReadFile(s.abs("vm/guest.json"))
-	if err != nil {
-		return fmt.Errorf("find the guest: %w", err)
-	}
-	if err := json.Unmarshal(text, &kept); err != nil {
-		return fmt.Errorf("find the guest: %w", err)
-	}
-	// Opened before the stop, which removes it.
-	console, err := os.Open(kept.Console)
-	if err != nil {
-		return fmt.Errorf("open the console: %w", err)
-	}
-	defer func() { err = errors.Join(err, console.Close()) }()
-	shown, err := os.ReadFile(filepath.Join(s.root, s.console))
+// rest shows what the kept guest has written since hpcrctl run stopped
+// copying its console, and completes our copy.
+func (s *stage) rest() error {
+	ours := filepath.Join(s.root, s.console)
+	copied, err := os.ReadFile(ours)
 	if err != nil {
 		return fmt.Errorf("read the console: %w", err)
 	}
-	_, stopped := s.command(hpcrctl, "stop", "--state", path("vm"))
-	whole, err := io.ReadAll(console)
+	if s.kept == nil {
+		if s.kept, err = keptConsole(s.abs("vm/guest.json")); err != nil {
+			return err
+		}
+	}
+	if _, err := s.kept.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("read the console: %w", err)
+	}
+	whole, err := io.ReadAll(s.kept)
 	if err != nil {
-		return errors.Join(stopped, fmt.Errorf("read the console: %w", err))
+		return fmt.Errorf("read the console: %w", err)
 	}
-	for line := range strings.Lines(string(whole[min(len(shown), len(whole)):])) {
-		fmt.Printf("console| %s\n", strings.TrimRight(line, "\r\n"))
+	// Whole lines only: the guest may be in the middle of one.
+	whole = whole[:bytes.LastIndexByte(whole, '\n')+1]
+	shown := bytes.LastIndexByte(copied, '\n') + 1
+	for line := range bytes.Lines(whole[min(shown, len(whole)):]) {
+		fmt.Printf("console| %s\n", bytes.TrimRight(line, "\r\n"))
 	}
-	if err := os.WriteFile(filepath.Join(s.root, s.console), whole, 0o600); err != nil {
-		return errors.Join(stopped, fmt.Errorf("keep the console: %w", err))
+	if err := os.WriteFile(ours, whole, 0o600); err != nil {
+		return fmt.Errorf("keep the console: %w", err)
 	}
-	if stopped != nil {
-		return stopped
+	return nil
+}
+
+// keptConsole opens the console of a kept guest: hpcrctl stop removes its name.
+func keptConsole(state string) (*os.File, error) {
+	var kept struct {
+		Console string `json:"console"`
 	}
-	if !strings.Contains(string(whole), "HPL10001I") {
+	text, err := os.ReadFile(state)
+	if err != nil {
+		return nil, fmt.Errorf("find the guest: %w", err)
+	}
+	if err := json.Unmarshal(text, &kept); err != nil {
+		return nil, fmt.Errorf("find the guest: %w", err)
+	}
+	f, err := os.Open(kept.Console)
+	if err != nil {
+		return nil, fmt.Errorf("open the console: %w", err)
+	}
+	return f, nil
+}
+
+// stop asks the guest to stop, as a host does.
+func (s *stage) stop() error {
+	_, stopped := s.command(hpcrctl, "stop", "--state", path("vm"))
+	rest := s.rest()
+	closed := s.kept.Close()
+	s.kept = nil
+	if err := errors.Join(stopped, rest, closed); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(s.root, s.console))
+	if err != nil {
+		return fmt.Errorf("read the console: %w", err)
+	}
+	if !bytes.Contains(text, []byte("HPL10001I")) {
 		return errors.New("the console never said HPL10001I")
 	}
 	return nil
