@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -84,7 +85,7 @@ type lineSink struct {
 
 func (l lineSink) Write(p []byte) (int, error) {
 	m := l.m
-	m.Time, m.Text = time.Now(), p
+	m.Time, m.Text = time.Now(), bytes.TrimSuffix(p, []byte("\n"))
 	l.ship.Send(m)
 	return len(p), nil
 }
