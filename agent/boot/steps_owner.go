@@ -132,7 +132,7 @@ func (g *Guest) openLog(ctx context.Context) error {
 	}
 	g.Console.Unit("hpcr-logging", "Configuring logging ...")
 	ship, err := logship.Open(ctx, logship.Config{
-		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname,
+		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname, Now: g.now,
 	}, nil)
 	if err != nil {
 		return err
