@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/signal"
 
+	"hpcr/agent/ctrd"
 	"hpcr/contract/compose"
 )
 
@@ -97,7 +98,7 @@ func (s *service) create(ctx context.Context) error {
 		containerd.WithImage(s.image.handle),
 		containerd.WithSnapshotter(snapshotter),
 		containerd.WithNewSnapshot(s.id(), s.image.handle),
-		containerd.WithRuntime(w.opt.Shim, &options.Options{BinaryName: w.opt.Runc, Root: filepath.Join(w.opt.State, "runc")}),
+		containerd.WithRuntime(ctrd.ShimName, &options.Options{BinaryName: w.opt.Runc, Root: filepath.Join(w.opt.State, "runc")}),
 		func(ctx context.Context, c *containerd.Client, ctr *containers.Container) error {
 			mounts, err := c.SnapshotService(snapshotter).Mounts(ctx, ctr.SnapshotKey)
 			if err != nil {

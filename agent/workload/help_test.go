@@ -328,7 +328,7 @@ func newBench(t *testing.T) *bench {
 func (b *bench) options(t *testing.T, p *compose.Project) Options {
 	return Options{
 		Project: p, Auths: b.hub.auths(t), TLS: b.hub.trust(), Roots: []string{b.dir + "/mnt"}, Output: b.out.writer,
-		Address: b.sock, Shim: filepath.Join(lab, "containerd-shim-runc-v2"), Runc: filepath.Join(lab, "runc"),
+		Address: b.sock, Runc: filepath.Join(lab, "runc"),
 		State: b.dir + "/w", Volumes: b.dir + "/v", Netns: b.dir + "/n", Log: testLog(t),
 	}
 }

@@ -40,8 +40,7 @@ type Options struct {
 	// drops. nil discards.
 	Output func(service string, stderr bool) io.Writer
 
-	Address string // containerd's socket
-	Shim    string // the shim's path
+	Address string // containerd's socket; the daemon finds its shim by PATH
 	Runc    string // runc's path
 	State   string // small files of the containers, on a tmpfs
 	Volumes string // named and anonymous volumes
@@ -52,7 +51,6 @@ type Options struct {
 func (o *Options) defaults() {
 	for p, def := range map[*string]string{
 		&o.Address: "/run/containerd/containerd.sock",
-		&o.Shim:    "/bin/containerd-shim-runc-v2",
 		&o.Runc:    "/bin/runc",
 		&o.State:   "/run/hpcr/workload",
 		&o.Volumes: "/var/lib/hpcr/volumes",
@@ -248,8 +246,8 @@ func (s *service) snapshot() (State, <-chan struct{}) {
 	return s.state, s.w.changed
 }
 
-// Stop ends the containers in reverse order, each by its stop signal, its
-// grace, then by force, and removes all that Start made. When ctx ends first,
+// Stop ends the containers, each by its stop signal, its grace, then by force,
+// and before those that it depends on; and removes all that Start made. When ctx ends first,
 // the rest is killed at once. A second call says what the first one said.
 func (w *Workload) Stop(ctx context.Context) error {
 	w.stopOnce.Do(func() { w.stopErr = w.stop(w.withLog(ctx)) })
@@ -258,9 +256,7 @@ func (w *Workload) Stop(ctx context.Context) error {
 
 func (w *Workload) stop(ctx context.Context) error {
 	var errs []error
-	for i := len(w.services) - 1; i >= 0; i-- {
-		errs = append(errs, w.services[i].stop(ctx))
-	}
+	errs = append(errs, w.stopServices(ctx))
 	w.cancel()
 	w.wg.Wait()
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
@@ -269,5 +265,31 @@ func (w *Workload) stop(ctx context.Context) error {
 		errs = append(errs, w.services[i].remove(clean))
 	}
 	errs = append(errs, w.closeBridges(), w.client.Close())
+	return errors.Join(errs...)
+}
+
+// stopServices stops what has nothing left that depends on it, side by side:
+// graces do not add up.
+func (w *Workload) stopServices(ctx context.Context) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(w.services))
+	stopped := map[string]chan struct{}{}
+	for _, s := range w.services {
+		stopped[s.def.Name] = make(chan struct{})
+	}
+	for i, s := range w.services {
+		wg.Go(func() {
+			defer close(stopped[s.def.Name])
+			for _, o := range w.services {
+				for _, d := range o.def.DependsOn {
+					if d.Service == s.def.Name {
+						<-stopped[o.def.Name] // ends: dependencies have no circle, and stop has its limits
+					}
+				}
+			}
+			errs[i] = s.stop(ctx)
+		})
+	}
+	wg.Wait()
 	return errors.Join(errs...)
 }

@@ -36,6 +36,9 @@ services:
 	if got := b.out.get("web"); got != "hello there yes\n" {
 		t.Errorf("output %q", got)
 	}
+	if err := w.Resolve(t.Context()); err != nil {
+		t.Errorf("a good image does not resolve: %v", err)
+	}
 	st := w.Services()
 	if len(st) != 1 || st[0].Phase != Running || st[0].Pid == 0 || !alive(st[0].Pid) {
 		t.Errorf("state %+v", st)
@@ -77,6 +80,20 @@ func TestPullRefusals(t *testing.T) {
 			if !errors.As(err, &e) || e.Code != "HPL06004E" || e.Path != "/workload/compose/services/#2/image" {
 				t.Fatalf("got %v", err)
 			}
+			t.Run("before anything is pulled", func(t *testing.T) {
+				if name == "another architecture" {
+					return // the manifest alone does not tell
+				}
+				w, err := New(t.Context(), o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer b.down(t, w)
+				var early *hpl.Error
+				if err := w.Resolve(t.Context()); !errors.As(err, &early) || early.Line() != e.Line() {
+					t.Errorf("Resolve says %v, Pull %v", early, e)
+				}
+			})
 			if !strings.Contains(e.Detail, tt.want) {
 				t.Errorf("got %q (%v), want %q", e.Detail, e.Err, tt.want)
 			}

@@ -19,7 +19,7 @@ const Root = "/workload/compose"
 // child to the agent as JSON, secrets included; printing it shows none.
 type Project struct {
 	Name     string         `json:"name"`
-	Files    []archive.File `json:"files"`    // to be written below Dir; ".env" is the merged environment, mode 0600 on disk
+	Files    []archive.File `json:"files"`    // to be written below Dir; ".env" is the merged environment
 	Services []Service      `json:"services"` // in an order that respects depends_on
 	Networks []Network      `json:"networks,omitempty"`
 	Volumes  []Volume       `json:"volumes,omitempty"`
