@@ -216,3 +216,32 @@ func FuzzLines(f *testing.F) {
 		}
 	})
 }
+
+// The daemon may come up after the agent, or not at all.
+func TestDaemonLate(t *testing.T) {
+	b := newBench(t)
+	b.kill(t)
+	if err := os.RemoveAll(b.sock); err != nil {
+		t.Fatal(err)
+	}
+	p := project(t, "services: {a: {image: 'x@sha256:"+strings.Repeat("0", 64)+"'}}", nil)
+	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := New(short, b.options(t, p)); err == nil {
+		t.Fatal("connected to nothing")
+	}
+	late := make(chan struct{})
+	go func() {
+		defer close(late)
+		time.Sleep(300 * time.Millisecond)
+		b.start(t)
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	w, err := New(ctx, b.options(t, p))
+	<-late
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.down(t, w)
+}
