@@ -127,7 +127,7 @@ func quiet() func() {
 
 var quietMu sync.Mutex
 
-var projectNameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
+var projectNameRE = word{63, regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)}
 
 // projectName is the file's own name, or the folder's.
 func (l *load) projectName() string {

@@ -101,6 +101,8 @@ func TestRefusedByName(t *testing.T) {
 		"digest in a variable":   {"services: {web: {image: 'a@${DIGEST}'}}", "HPL06010E", "/workload/compose/services/#1/image"},
 		"digest in a default":    {"services: {web: {image: '${X:-a@" + digest + "}'}}", "HPL06010E", "/workload/compose/services/#1/image"},
 		"upper-case digest":      {"services: {web: {image: 'a@" + strings.ToUpper(digest) + "'}}", "HPL06010E", "/workload/compose/services/#1/image"},
+		"short digest":           {"services: {web: {image: 'a@" + digest[:70] + "'}}", "HPL06010E", "/workload/compose/services/#1/image"},
+		"long name":              {service("container_name: " + strings.Repeat("n", 129)), "HPL06009E", "/workload/compose/services/#1/container_name"},
 		"a second at sign":       {"services: {web: {image: '${TWO}@" + digest + "'}}", "HPL06009E", "/workload/compose/services/#1/image"},
 		"second service by tag":  {service() + "  db: {image: 'db:1'}\n", "HPL06010E", "/workload/compose/services/#2/image"},
 		"the whole guest":        {service("volumes: ['/:/host']"), "HPL06009E", "/workload/compose/services/#1/volumes"},

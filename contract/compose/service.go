@@ -47,11 +47,20 @@ func (l *load) service(p *types.Project, cfg types.ServiceConfig, digest string)
 	return c.out, nil
 }
 
+// word is a pattern with a limit of its own: counted repetitions make large
+// programs, and every process of the guest pays for them at its start.
+type word struct {
+	max int
+	re  *regexp.Regexp
+}
+
+func (w word) MatchString(s string) bool { return len(s) <= w.max && w.re.MatchString(s) }
+
 // nameRE is Docker's for containers; names go into paths of the guest.
-var nameRE = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+var nameRE = word{128, regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)}
 
 // hostRE is a host name that fits into /etc/hosts and the resolver.
-var hostRE = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,253}[A-Za-z0-9])?$`)
+var hostRE = word{253, regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)}
 
 func (c *converter) identity() error {
 	cfg := c.cfg
@@ -164,7 +173,7 @@ func (c *converter) runtime() error {
 	return nil
 }
 
-var signalRE = regexp.MustCompile(`^([A-Za-z0-9+-]{1,16})$`)
+var signalRE = word{16, regexp.MustCompile(`^[A-Za-z0-9+-]+$`)}
 
 func (c *converter) restart() error {
 	policy, max, hasMax := strings.Cut(c.cfg.Restart, ":")
@@ -376,7 +385,7 @@ func (c *converter) names() error {
 	return nil
 }
 
-var resolvRE = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,253}$`)
+var resolvRE = word{253, regexp.MustCompile(`^[A-Za-z0-9._:-]+$`)}
 
 func (c *converter) ports() error {
 	if len(c.cfg.Ports) > 0 && c.out.NetworkMode != "" {

@@ -214,7 +214,7 @@ func place(i int) string {
 	return "#" + itoa(i+1)
 }
 
-var pinnedRE = regexp.MustCompile(`^(.+)@sha256:([0-9a-f]{64})$`)
+var pinnedRE = regexp.MustCompile(`^.+@sha256:([0-9a-f]+)$`)
 
 // checkPinned wants a literal digest in every image, and returns them.
 func (l *load) checkPinned(raw map[string]any) (map[string]string, error) {
@@ -227,11 +227,11 @@ func (l *load) checkPinned(raw map[string]any) (map[string]string, error) {
 			return nil, hpl.New("HPL06009E", servicePath(l.doc.index[name], "image"), "the service has no image: give it one, with its digest")
 		}
 		m := pinnedRE.FindStringSubmatch(text)
-		if m == nil {
+		if m == nil || len(m[1]) != 64 {
 			return nil, hpl.New("HPL06010E", servicePath(l.doc.index[name], "image"),
 				"pin the image by digest, written out: NAME@sha256: and 64 lower-case hex digits")
 		}
-		digests[name] = "sha256:" + m[2]
+		digests[name] = "sha256:" + m[1]
 	}
 	return digests, nil
 }
