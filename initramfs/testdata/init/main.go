@@ -27,7 +27,9 @@ func main() {
 	case strings.Contains(string(cmdline), "hpcr.test=panic"):
 		panic("as asked")
 	case strings.Contains(string(cmdline), "hpcr.test=hang"):
-		select {}
+		for { // not select: the runtime would call it a deadlock and die
+			time.Sleep(time.Hour)
+		}
 	}
 	if port := events(); port != nil {
 		fmt.Fprintf(port, `{"t":"hello","arch":"test","flavour":"dev","version":"0","bootMs":1}`+"\n")
