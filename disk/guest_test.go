@@ -383,6 +383,32 @@ func TestMakeKept(t *testing.T) {
 	}
 }
 
+// TestMakeHalf makes a volume on the one disk there is; the host pulls the
+// plug in between.
+func TestMakeHalf(t *testing.T) {
+	open(t, patient(t), spec("half", guestPass))
+	t.Error("the host did not pull the plug")
+}
+
+// TestAfterPowerCut: wherever creation was cut off, the next boot has a
+// volume that works.
+func TestAfterPowerCut(t *testing.T) {
+	for _, name := range []string{"half1", "half2", "half3"} {
+		t.Run(name, func(t *testing.T) {
+			s := spec("half", guestPass)
+			o := patient(t)
+			o.Exclude = others(t, name)
+			v := open(t, o, s)[0]
+			if v.Generation != 2 {
+				t.Errorf("%+v", v)
+			}
+			if err := os.WriteFile(v.Mount+"/file", []byte("x"), 0o600); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestCidata: the label decides, not the serial or the place.
 func TestCidata(t *testing.T) {
 	name, err := FindLabel("CIDATA")
