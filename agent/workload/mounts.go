@@ -156,7 +156,11 @@ func (w *Workload) bindSource(st *stage, m compose.Mount) error {
 			root = r
 		}
 	}
-	f, err := openBeneath(root, strings.TrimPrefix(m.Source, root), m.Create)
+	data, standIn := standIns[m.Source]
+	f, err := openBeneath(root, strings.TrimPrefix(m.Source, root), m.Create && !standIn)
+	if standIn && errors.Is(err, fs.ErrNotExist) {
+		return st.file(m.Target, data, 0o644, 0, 0, m.ReadOnly)
+	}
 	if err != nil {
 		return err
 	}

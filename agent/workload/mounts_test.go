@@ -7,11 +7,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"hpcr/agent/hpl"
+	"hpcr/contract/compose"
 )
 
 func TestMounts(t *testing.T) {
@@ -208,5 +210,33 @@ services:
 	var e *hpl.Error
 	if !errors.As(err, &e) || e.Code != "HPL08004E" || !errors.Is(err, syscall.ENOENT) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+func TestStandIns(t *testing.T) {
+	loc, err := time.LoadLocationFromTZData("UTC", standIns["/etc/localtime"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name, offset := time.Unix(1<<31, 0).In(loc).Zone(); name != "UTC" || offset != 0 {
+		t.Errorf("%s %d", name, offset)
+	}
+	const source = "/nowhere/localtime"
+	standIns[source] = standIns["/etc/localtime"]
+	defer delete(standIns, source)
+	st, err := newStage(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &Workload{}
+	if err := w.bindSource(st, compose.Mount{Kind: compose.Bind, Source: source, Target: "/etc/localtime", ReadOnly: true, Create: true}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(st.list[0].Source)
+	if err != nil || string(data) != string(standIns[source]) {
+		t.Errorf("%q %v", data, err)
+	}
+	if _, err := os.Stat("/nowhere"); err == nil {
+		t.Error("a folder was made for it")
 	}
 }
