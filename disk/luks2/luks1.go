@@ -31,9 +31,8 @@ func isLUKS1(b []byte) bool {
 
 func parseLUKS1(b []byte, size int64) (*luks1, error) {
 	number := func(at int) int64 { return int64(binary.BigEndian.Uint32(b[at:])) }
-	hashName := string(bytes.TrimRight(b[l1Hash:l1Payload], "\x00"))
 	if !padded(b[l1Cipher:l1Mode], "aes") || !padded(b[l1Mode:l1Hash], "xts-plain64") ||
-		hashSizes[hashName] == 0 || number(l1KeyBytes) != keySize {
+		hashSizes[string(bytes.TrimRight(b[l1Hash:l1Payload], "\x00"))] == 0 || number(l1KeyBytes) != keySize {
 		return nil, errors.New("the LUKS1 cipher, mode, hash or key size is not allowed")
 	}
 	if n := number(l1Iterations); n < minIterations || n > maxDigestRounds {
