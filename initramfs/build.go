@@ -24,7 +24,7 @@ type BuildOptions struct {
 	Policy string // policy file; "" = defaults
 	Out    string // image folder; replaced as a whole
 	Source string // source tree; "" = found
-	Agent  string // package of the guest's binary; "" = ./cmd/hpcr
+	Agent  string // package of the guest's binary, PID 1 included; "" = ./cmd/hpcr and ./cmd/hpcr-init
 	Log    io.Writer
 }
 
@@ -46,6 +46,7 @@ type Manifest struct {
 	Parts       map[string]Part `json:"parts"`
 	// Base is the keyless part: the first Size bytes of initrd.
 	Base       Part            `json:"base"`
+	Init       Part            `json:"init"`
 	Agent      Part            `json:"agent"`
 	Runc       Part            `json:"runc"`
 	PublicKeys PublicKeys      `json:"publicKeys"`
@@ -71,8 +72,11 @@ const (
 	SBOMFile     = "sbom.spdx.json"
 )
 
-// The hard links of the guest's one binary; the first owns the bytes.
-var applets = []string{"init", "bin/agent", "bin/contract", "bin/signer", "bin/containerd", "bin/containerd-shim-runc-v2", "bin/sync"}
+// The hard links of the guest's two binaries; the first owns the bytes.
+var (
+	initLinks = []string{"init", "bin/sync"}
+	applets   = []string{"bin/agent", "bin/contract", "bin/signer", "bin/containerd", "bin/containerd-shim-runc-v2"}
+)
 
 // Build makes an image folder.
 func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
@@ -143,6 +147,10 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	pid1, err := src.buildAgent(ctx, o.Arch, cmp.Or(o.Agent, "./cmd/hpcr-init"), o.Dev, o.Log)
+	if err != nil {
+		return nil, err
+	}
 	runc, err := src.buildRunc(ctx, o.Arch, seccomp, o.Log)
 	if err != nil {
 		return nil, err
@@ -159,7 +167,7 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	}
 	m.PublicKeys.Attestation = string(keys[0].AttestationPublic)
 
-	base, err := baseTree(m, src, krn, roots, agent, runc)
+	base, err := baseTree(m, src, krn, roots, pid1, agent, runc)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +232,7 @@ func unpackAll(ctx context.Context, d *Debian, pkgs []Package) ([]string, error)
 
 // baseTree is the keyless part of the initrd. It fills in what the manifest
 // says of it.
-func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, agent, runc string) (*Tree, error) {
+func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent, runc string) (*Tree, error) {
 	t := NewTree()
 	for _, dir := range []string{"dev", "proc", "sys", "tmp", "run", "newroot", "etc/hpcr", "var/lib/containerd", "var/hyperprotect", "data1", "mnt", "root"} {
 		t.Dir(dir, 0o755)
@@ -232,22 +240,23 @@ func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, agent, runc
 	t.Dir("tmp", 0o1777)
 	t.Dir("root", 0o700)
 
-	bin, err := os.ReadFile(agent)
-	if err != nil {
-		return nil, err
-	}
-	m.Agent = Part{hashBytes(bin), int64(len(bin))}
-	t.File(applets[0], 0o755, bin)
-	for _, name := range applets[1:] {
-		if err := t.Link(name, applets[0]); err != nil {
+	for _, p := range []struct {
+		file  string
+		links []string
+		part  *Part
+	}{{pid1, initLinks, &m.Init}, {agent, applets, &m.Agent}, {runc, []string{"bin/runc"}, &m.Runc}} {
+		bin, err := os.ReadFile(p.file)
+		if err != nil {
 			return nil, err
 		}
+		*p.part = Part{hashBytes(bin), int64(len(bin))}
+		t.File(p.links[0], 0o755, bin)
+		for _, name := range p.links[1:] {
+			if err := t.Link(name, p.links[0]); err != nil {
+				return nil, err
+			}
+		}
 	}
-	if bin, err = os.ReadFile(runc); err != nil {
-		return nil, err
-	}
-	m.Runc = Part{hashBytes(bin), int64(len(bin))}
-	t.File("bin/runc", 0o755, bin)
 
 	if err := addPrograms(t, roots, m.Arch); err != nil {
 		return nil, err

@@ -1,5 +1,5 @@
-// Command hpcr is the guest's one binary. Its hard links in the initrd are its
-// applets; the name it is called by chooses.
+// Command hpcr is the guest's binary for all but PID 1. Its hard links in the
+// initrd are its applets; the name it is called by chooses.
 package main
 
 import (
@@ -7,19 +7,14 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"hpcr/agent"
 	"hpcr/agent/attest"
 	"hpcr/agent/boot"
 	"hpcr/agent/ctrd"
-	"hpcr/agent/pid1"
 )
 
 func main() {
 	switch name := filepath.Base(os.Args[0]); name {
-	case "init":
-		pid1.Main()
 	case "agent":
 		os.Exit(agent.Main())
 	case "contract":
@@ -30,8 +25,6 @@ func main() {
 		os.Exit(ctrd.Daemon(os.Args[1:]))
 	case "containerd-shim-runc-v2":
 		ctrd.Shim()
-	case "sync":
-		unix.Sync()
 	default:
 		fmt.Fprintf(os.Stderr, "hpcr: no applet %q\n", name)
 		os.Exit(2)
