@@ -74,10 +74,6 @@ func prepare() error {
 	if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
 		return fmt.Errorf("cgroup v2: %w", err)
 	}
-	// Orphaned containers come back to us, as they do to init in the guest.
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
-		return err
-	}
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return fmt.Errorf("loopback: %w: %s (install the test tools with 'make deps')", err, out)
 	}
