@@ -9,6 +9,8 @@ package hpl
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -76,20 +78,28 @@ func (e *Error) Line() string {
 	return Message(e.Code, e.Path, e.Detail)
 }
 
+// placeholder is a value in the catalogue's text.
+var placeholder = regexp.MustCompile(`\{[a-zA-Z_]+\}`)
+
+// values are placeholders that no path can stand for: the detail says them.
+var values = []string{"{n}", "{value}", "{keystate}"}
+
 // Message renders a code with the catalogue's text, the path standing for the
-// first {NAME} of the text, and the detail behind HPCR's arrow.
+// thing that the text names, and the detail behind HPCR's arrow.
 func Message(code Code, path, detail string) string {
-	text := byCode[code].Text
-	if i := strings.IndexByte(text, '{'); i >= 0 {
-		if j := strings.IndexByte(text[i:], '}'); j > 0 && path != "" {
-			text, path = text[:i]+path+text[i+j+1:], ""
+	rest := path
+	text := placeholder.ReplaceAllStringFunc(byCode[code].Text, func(p string) string {
+		if slices.Contains(values, p) || path == "" {
+			return "…"
 		}
-	}
+		rest = "" // said once is enough
+		return path
+	})
 	tail := detail
-	if path != "" && detail != "" {
-		tail = path + ": " + detail
-	} else if path != "" {
-		tail = path
+	if rest != "" && detail != "" {
+		tail = rest + ": " + detail
+	} else if rest != "" {
+		tail = rest
 	}
 	if tail == "" {
 		return fmt.Sprintf("%s: %s", code, text)

@@ -43,6 +43,9 @@ func TestMessage(t *testing.T) {
 		"plain":            {"HPL02003E", "", "", "HPL02003E: LUKS Open operation failed."},
 		"detail":           {"HPL02003E", "", "check the seeds", "HPL02003E: LUKS Open operation failed. -> check the seeds"},
 		"path and detail":  {"HPL02003E", "/a", "x", "HPL02003E: LUKS Open operation failed. -> /a: x"},
+		"a number":         {"HPL07006E", "/a", "it has 3", "HPL07006E: Volume [/a] has … partition(s). This is an unsupported scenario. -> it has 3"},
+		"a value":          {"HPL02121E", "/a", "x", "HPL02121E: Invalid input value … is provided to /a. -> x"},
+		"no path":          {"HPL07003E", "", "x", "HPL07003E: Creating second partition on […] failed -> x"},
 		"path as the name": {"HPL07003E", "/workload/volumes/#1", "x", "HPL07003E: Creating second partition on [/workload/volumes/#1] failed -> x"},
 	}
 	for name, tt := range tests {
