@@ -174,7 +174,7 @@ func QemuS390x(ctx context.Context, log io.Writer) (Qemu, error) {
 		if q.works(ctx) {
 			return nil
 		}
-		wants, err := d.missingFor(ctx, "qemu-system-s390x/"+backports)
+		wants, err := d.missingFor(ctx, "qemu-system-s390x/"+backports, "qemu-system-common/"+backports, "qemu-system-data/"+backports)
 		if err != nil {
 			return err
 		}
@@ -238,14 +238,16 @@ func systemQemu(ctx context.Context, name string) (Qemu, bool) {
 
 // missingFor asks apt which packages an installation on this machine would
 // add or replace. Nothing is installed.
-func (d *Debian) missingFor(ctx context.Context, pkg string) ([]Want, error) {
+func (d *Debian) missingFor(ctx context.Context, pkgs ...string) ([]Want, error) {
 	var wants []Want
 	err := locked(d.dir, "apt", func() error {
 		if err := d.refresh(ctx); err != nil {
 			return err
 		}
-		args := append(d.options("/var/lib/dpkg/status"), "-s", "--no-install-recommends", "install", pkg)
-		out, err := output(ctx, "", nil, "apt-get", args...)
+		args := append(d.options("/var/lib/dpkg/status"), "-s", "--no-install-recommends", "install")
+		// A backport's own parts must be named: apt takes the release's otherwise,
+		// and gives up.
+		out, err := output(ctx, "", nil, "apt-get", append(args, pkgs...)...)
 		if err != nil {
 			return err
 		}
