@@ -100,7 +100,7 @@ func TestReproducible(t *testing.T) {
 			defer syscall.Umask(syscall.Umask(0o077))
 			dirB, b := build(t, arch, second, BuildOptions{Source: two})
 
-			if a.Base != b.Base || a.Agent != b.Agent || a.Runc != b.Runc {
+			if a.Base != b.Base || a.Init != b.Init || a.Agent != b.Agent || a.Runc != b.Runc {
 				t.Errorf("two builds differ:\nbase  %v\n      %v\nagent %v\n      %v\nrunc  %v\n      %v", a.Base, b.Base, a.Agent, b.Agent, a.Runc, b.Runc)
 			}
 			for _, name := range []string{KernelFile, ParmFile} {
@@ -136,7 +136,7 @@ func TestImageIsWhole(t *testing.T) {
 			dir, m := build(t, arch, keys, BuildOptions{Agent: "./initramfs/testdata/init"})
 			files := unpack(t, readPart(t, dir), m.Base.Size)
 			machine := map[string]elf.Machine{"amd64": elf.EM_X86_64, "s390x": elf.EM_S390}[arch]
-			for _, name := range append([]string{"bin/runc", "sbin/mkfs.ext4", "sbin/e2fsck", "sbin/resize2fs"}, applets...) {
+			for _, name := range slices.Concat([]string{"bin/runc", "sbin/mkfs.ext4", "sbin/e2fsck", "sbin/resize2fs"}, initLinks, applets) {
 				f, err := elf.Open(filepath.Join(files, name))
 				if err != nil {
 					t.Error(err)
