@@ -249,7 +249,7 @@ func (f *follower) greet() {
 
 // What operators' tools look for on the console, failure first.
 var (
-	failureLine = regexp.MustCompile(`(?m)^.*HPL\d+E.*$`)
+	failureLine = regexp.MustCompile(`(?m)HPL\d+E.*$`)
 	failureCode = regexp.MustCompile(`HPL\d{5}E`)
 	successLine = regexp.MustCompile(`(HPL10001I)|(VSI has started successfully)`)
 	phaseLine   = regexp.MustCompile(`(?m)^hpcr-boot\[\d+\]: ([a-z-]+) (done|failed) in ([0-9.]+) s`)
