@@ -3,6 +3,7 @@
 package test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -31,7 +32,16 @@ var killScenarios = slices.Concat(
 		kill("images", "containerd", scenario.Full, recovers, recovered),
 		kill("pull", "containerd", scenario.Core, recovers, recovered),
 		kill("containers", "containerd", scenario.Full, recovers, recovered),
-		kill("ready", "containerd", scenario.Full, recovers, recovered),
+		{
+			Name:     "killing containerd leaves its containers running and managed",
+			Attacker: "a fault, or memory that the host took away",
+			Claim: "The page is served on without a new start; containerd runs again within seconds; " +
+				"the orderly stop, which goes through the new one, reaches the container. Nothing of it shows on console or event port.",
+			Tier:  scenario.Core,
+			Archs: []string{scenario.AMD64},
+			Cost:  40 * time.Second,
+			Run:   survives,
+		},
 		kill("containers", "shim", scenario.Core, recovers, recovered),
 		kill("ready", "shim", scenario.Full, recovers, recovered),
 	})
@@ -58,7 +68,7 @@ func kill(phase, child string, tier scenario.Tier, claim string, judge func(*tes
 		Claim:    claim,
 		Tier:     tier,
 		Archs:    []string{scenario.AMD64},
-		Cost:     20 * time.Second,
+		Cost:     25 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			judge(t, lab.Boot(t, scenario.Boot{
 				UserData: lab.Encrypt(t, lab.Small(t)),
@@ -66,6 +76,53 @@ func kill(phase, child string, tier scenario.Tier, claim string, judge func(*tes
 			}))
 		},
 	}
+}
+
+func survives(t *testing.T, lab *scenario.Lab) {
+	c := lab.Contract(t)
+	c.Workload.Volumes, c.Env.Volumes = nil, nil
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
+  canaryweb:
+    image: %s
+    environment: {DATA: /tmp/data, GREETING: still here}
+    ports: ["8080:8080"]
+`, lab.Web(t)))
+	d := lab.Direct(t, lab.Encrypt(t, c), 8080)
+	serves := func(when string) {
+		if page := fetch(t, "http://"+d.Address(8080)+"/"); page != "starts: 1\ngreeting: still here\n" {
+			t.Errorf("%s the page is %q", when, page)
+		}
+	}
+	serves("before")
+	daemon := pid(t, d, "containerd")
+	if killed := d.Command(t, "kill", "containerd").Killed; killed != 1 {
+		t.Fatalf("%d processes were killed, want containerd alone", killed)
+	}
+	serves("at once")
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(300 * time.Millisecond) {
+		if now := pid(t, d, "containerd"); now != 0 && now != daemon {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("containerd was not started again")
+		}
+	}
+	logged(t, lab, "containerd ended and is started again")
+	logged(t, lab, "container found again")
+	serves("after the restart")
+	d.Stop(t)
+	logged(t, lab, "web: asked to stop")
+}
+
+// pid is the process of that name in the guest; 0 if there is none.
+func pid(t *testing.T, d *scenario.Direct, name string) int {
+	t.Helper()
+	for _, p := range d.Command(t, "memory", "").Processes {
+		if p.Name == name {
+			return p.PID
+		}
+	}
+	return 0
 }
 
 // agentKills kills the agent in each phase; init then has the last word.

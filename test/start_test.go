@@ -26,7 +26,7 @@ var startScenarios = []scenario.Scenario{
 			"stock cryptsetup opens the partition with the owner's passphrase.",
 		Tier:  scenario.Core,
 		Archs: scenario.Both,
-		Cost:  75 * time.Second,
+		Cost:  100 * time.Second,
 		Run:   wholeLife,
 	},
 	{
@@ -35,7 +35,7 @@ var startScenarios = []scenario.Scenario{
 		Claim:    "A second service, started after the first, resolves its name and gets its page; what it got arrives at the log host.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     25 * time.Second,
+		Cost:     40 * time.Second,
 		Run:      severalServices,
 	},
 	{
@@ -44,7 +44,7 @@ var startScenarios = []scenario.Scenario{
 		Claim:    "A dev image's policy asks for neither encryption nor logging: the guest starts, says that no token was decrypted, and stays clean.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     20 * time.Second,
+		Cost:     30 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			r := lab.Boot(t, scenario.Boot{UserData: lab.Plain(t, lab.Small(t))})
 			r.Ready(t)
@@ -54,12 +54,21 @@ var startScenarios = []scenario.Scenario{
 		},
 	},
 	{
+		Name:     "a release image refuses to run outside Secure Execution",
+		Attacker: "a host that boots the image in the clear, to see the contract's keys at work",
+		Claim:    "HPL11000E before cidata is read; the binary has no event port, so the console and the power-off are all there is to see.",
+		Tier:     scenario.Core,
+		Archs:    []string{scenario.AMD64},
+		Cost:     60 * time.Second,
+		Run:      interlock,
+	},
+	{
 		Name:     "an image of several architectures is pulled by its index",
 		Attacker: "nobody",
 		Claim:    "The digest of an index pins the image of the guest's own architecture.",
 		Tier:     scenario.Full,
 		Archs:    scenario.Both,
-		Cost:     20 * time.Second,
+		Cost:     30 * time.Second,
 		Run:      byIndex,
 	},
 }
@@ -174,6 +183,17 @@ func severalServices(t *testing.T, lab *scenario.Lab) {
 	lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), While: func(*scenario.Guest) {
 		logged(t, lab, "probe: got starts: 1")
 	}}).Ready(t)
+}
+
+func interlock(t *testing.T, lab *scenario.Lab) {
+	keys, image := filepath.Join(lab.Dir, "release-keys"), filepath.Join(lab.Dir, "release-image")
+	lab.Hpcrctl(t, "keys", "new", "--out", keys, "--flavour", "release")
+	lab.Hpcrctl(t, "image", "build", "--source", lab.Root, "--arch", lab.Arch, "--keys", keys, "--out", image)
+	r := lab.Boot(t, scenario.Boot{Image: image, UserData: lab.EncryptFor(t, lab.Small(t), keys)})
+	r.Failed(t, "HPL11000E")
+	if strings.Contains(r.Console, "decrypt user-data") {
+		t.Errorf("the contract was touched:\n%s", r.Console)
+	}
 }
 
 func byIndex(t *testing.T, lab *scenario.Lab) {

@@ -1,0 +1,141 @@
+package scenario
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"hpcr/initramfs/qemu"
+	"hpcr/test/peers"
+)
+
+// Direct is a guest whose event port the scenario holds itself, for what
+// hpcrctl run does not offer: commands to a running guest, and the raw events.
+type Direct struct {
+	Guest
+
+	lab *Lab
+	vm  *qemu.VM
+	raw strings.Builder
+	id  int
+}
+
+// Event is one of a dev image's.
+type Event struct {
+	T         string   `json:"t"`
+	Verdict   string   `json:"verdict"`
+	Codes     []string `json:"codes"`
+	Message   string   `json:"message"`
+	Ordered   bool     `json:"ordered"`
+	ID        int      `json:"id"`
+	OK        bool     `json:"ok"`
+	Killed    int      `json:"killed"`
+	Processes []struct {
+		Name string `json:"name"`
+		PID  int    `json:"pid"`
+		PSS  int    `json:"pssKiB"`
+	} `json:"processes"`
+}
+
+// Direct boots the lab's image to ready. The test's end kills what still runs.
+func (l *Lab) Direct(t *testing.T, userData string, publish ...int) *Direct {
+	t.Helper()
+	iso := filepath.Join(l.Dir, "cidata.iso")
+	meta := l.File(t, "meta-data", []byte("local-hostname: "+l.Hostname()+"\n"))
+	l.Hpcrctl(t, "cidata", "--user-data", userData, "--meta-data", meta, "--out", iso)
+	// Sockets want a short path.
+	dir, err := os.MkdirTemp("", "hpcr-test-")
+	must(t, err)
+	d := &Direct{Guest: Guest{ports: map[int]string{}}, lab: l}
+	o := qemu.Options{Image: l.Image(t), Cidata: iso, Dir: dir}
+	for _, p := range publish {
+		free, err := peers.ClosedPort()
+		must(t, err)
+		d.ports[p] = net.JoinHostPort(peers.Loopback, fmt.Sprint(free))
+		o.Publish = append(o.Publish, qemu.Port{HostIP: peers.Loopback, Host: free, Guest: p})
+	}
+	d.vm, err = qemu.Start(t.Context(), o)
+	must(t, err)
+	t.Cleanup(func() {
+		d.vm.Kill()
+		<-d.vm.Done()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	d.Await(t, "hello")
+	must(t, d.vm.Send(map[string]string{"cmd": "go"}))
+	if v := d.Await(t, "verdict"); v.Verdict != "ready" {
+		t.Fatalf("verdict %s: %s\n%s", v.Verdict, v.Message, tail(d.console(t)))
+	}
+	return d
+}
+
+// Await reads events until one of a kind comes.
+func (d *Direct) Await(t *testing.T, kind string) Event {
+	t.Helper()
+	limit := time.After(defaultLimit)
+	for {
+		select {
+		case raw, open := <-d.vm.Events():
+			if !open {
+				t.Fatalf("the guest went off before its %s\n%s", kind, tail(d.console(t)))
+			}
+			d.raw.Write(append(raw, '\n'))
+			var e Event
+			if err := json.Unmarshal(raw, &e); err != nil {
+				t.Fatalf("event %s: %v", raw, err)
+			}
+			if e.T == kind {
+				return e
+			}
+		case <-limit:
+			t.Fatalf("no %s within %s\n%s", kind, defaultLimit, tail(d.console(t)))
+		}
+	}
+}
+
+// Command sends a command to the guest and returns its reply.
+func (d *Direct) Command(t *testing.T, cmd, child string) Event {
+	t.Helper()
+	d.id++
+	must(t, d.vm.Send(map[string]any{"id": d.id, "cmd": cmd, "child": child}))
+	for {
+		if e := d.Await(t, "reply"); e.ID == d.id {
+			return e
+		}
+	}
+}
+
+// Stop asks the guest to stop, expects that it does so in order, and that
+// neither console nor events show what no host may see.
+func (d *Direct) Stop(t *testing.T) {
+	t.Helper()
+	must(t, d.vm.Powerdown(t.Context()))
+	if e := d.Await(t, "off"); !e.Ordered {
+		t.Errorf("the guest did not stop in order\n%s", tail(d.console(t)))
+	}
+	select {
+	case <-d.vm.Done():
+	case <-time.After(30 * time.Second):
+		t.Error("the guest said that it is off, but is not")
+	}
+	console := d.console(t)
+	if found := errorCode.FindString(console); found != "" {
+		t.Errorf("%s on the console of a guest that is ready\n%s", found, console)
+	}
+	d.lab.Clean(t, "console", console)
+	d.lab.Clean(t, "event port", d.raw.String())
+}
+
+func (d *Direct) console(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(d.vm.Console())
+	must(t, err)
+	return string(text)
+}
