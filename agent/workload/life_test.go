@@ -86,6 +86,7 @@ services:
 			t.Error(err)
 		}
 	}
+	waitFor(t, "the shim's end", func() bool { return len(processes(t, b.dir+"/s")) == 0 })
 }
 
 func TestStopInOrder(t *testing.T) {
