@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"hpcr/test/peers"
 	"hpcr/test/scenario"
 )
 
@@ -70,8 +71,10 @@ func kill(phase, child string, tier scenario.Tier, claim string, judge func(*tes
 		Archs:    []string{scenario.AMD64},
 		Cost:     25 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
+			c := lab.Small(t)
+			c.Env.Logging = peers.SyslogTo(lab.LogHost.Port(), lab.LogCA, lab.LogClient)
 			judge(t, lab.Boot(t, scenario.Boot{
-				UserData: lab.Encrypt(t, lab.Small(t)),
+				UserData: lab.Encrypt(t, c),
 				Args:     []string{"--kill", phase + ":" + child},
 			}))
 		},

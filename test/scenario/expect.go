@@ -45,7 +45,7 @@ func (r *Result) Ready(t *testing.T) {
 func (r *Result) Failed(t *testing.T, code string) {
 	t.Helper()
 	want := []string{code}
-	if !strings.HasPrefix(code, "HPL11") {
+	if !strings.HasPrefix(code, "HPL11") || strings.Contains(r.Console, "HPL11099I") {
 		want = append(want, "HPL10000E") // as HPCR: only its bootloader fails without
 	}
 	r.failed(t, want)
