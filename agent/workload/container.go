@@ -162,9 +162,24 @@ func (s *service) deleteOld(ctx context.Context) error {
 	if task == nil {
 		return nil
 	}
-	_, err := task.Delete(ctx, containerd.WithProcessKill)
-	return ignoreNotFound(err)
+	return patiently(ctx, func() error {
+		_, err := task.Delete(ctx, containerd.WithProcessKill)
+		return ignoreNotFound(err)
+	})
 }
+
+// patiently repeats what fails since the daemon or the shim has just died: the
+// daemon is started again and cleans up after a dead shim.
+func patiently(ctx context.Context, do func() error) error {
+	for try := 1; ; try++ {
+		err := do()
+		if err == nil || try == patientTries || !shimGone(err) || sleep(ctx, 100*time.Millisecond) != nil {
+			return err
+		}
+	}
+}
+
+const patientTries = 80
 
 func (s *service) startOnce(ctx context.Context) (*run, error) {
 	r := &run{}
@@ -343,10 +358,14 @@ func (s *service) remove(ctx context.Context) error {
 	var errs []error
 	if s.container == nil {
 		// NewContainer may have left its snapshot.
-		errs = append(errs, ignoreNotFound(s.w.client.SnapshotService(snapshotter).Remove(ctx, s.id())))
+		errs = append(errs, patiently(ctx, func() error {
+			return ignoreNotFound(s.w.client.SnapshotService(snapshotter).Remove(ctx, s.id()))
+		}))
 	} else {
 		errs = append(errs, s.deleteOld(ctx))
-		errs = append(errs, ignoreNotFound(s.container.Delete(ctx, containerd.WithSnapshotCleanup)))
+		errs = append(errs, patiently(ctx, func() error {
+			return ignoreNotFound(s.container.Delete(ctx, containerd.WithSnapshotCleanup))
+		}))
 	}
 	errs = append(errs, s.w.disconnect(s.def), dropStage(s.stage()))
 	if err := errors.Join(errs...); err != nil {
