@@ -69,7 +69,7 @@ func (d *daemon) once(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, d.path)
 	cmd.Args = []string{d.path}
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/bin:/sbin", "GOMEMLIMIT=128MiB", "GOGC=50", "GOTRACEBACK=none"}
+	cmd.Env = []string{"PATH=/bin:/sbin", "GOMEMLIMIT=128MiB", "GOTRACEBACK=none"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopGrace

@@ -77,7 +77,7 @@ func setUp() error {
 func start(path string) (int, error) {
 	return syscall.ForkExec(path, []string{path}, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"PATH=/bin:/sbin", "HOME=/", "GOGC=50"}, // memory is dearer than the collector's time
+		Env:   []string{"PATH=/bin:/sbin", "HOME=/", "GOGC=400"}, // until the agent has booted, time is dearer than memory
 		Files: []uintptr{0, 1, 2},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
