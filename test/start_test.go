@@ -23,10 +23,10 @@ var startScenarios = []scenario.Scenario{
 		Attacker: "a host that boots the guest once more with another seed in between",
 		Claim: "The page, the log host's messages and the health answers come from the contract's container and from no one else; " +
 			"the wrong seed is refused at once with the disk untouched; the next boot counts on from the first one's file; " +
-			"stock cryptsetup opens the partition with the owner's passphrase.",
+			"stock cryptsetup opens the partition with the owner's passphrase, and a plain Debian mounts it and reads the file.",
 		Tier:  scenario.Core,
 		Archs: scenario.Both,
-		Cost:  100 * time.Second,
+		Cost:  115 * time.Second,
 		Run:   wholeLife,
 	},
 	{
@@ -129,6 +129,7 @@ func wholeLife(t *testing.T, lab *scenario.Lab) {
 	}
 
 	lab.Boot(t, boot(2)).Ready(t)
+	debianOpens(t, lab, disk, c, "2")
 }
 
 // healthy asks each path of the guest's health service.
