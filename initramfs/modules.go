@@ -33,10 +33,8 @@ func ModuleGroups(arch string) map[string][]string {
 	case "amd64":
 		groups["base"] = append(groups["base"], "button") // the host's power-off request
 		groups["hardware"] = []string{"aesni_intel"}
-		groups["dev"] = []string{"evdev"}
 	case "s390x":
 		groups["hardware"] = []string{"aes_s390", "sha256_s390", "sha512_s390", "s390-trng"}
-		groups["dev"] = nil
 		groups["secure-execution"] = []string{"uvdevice"}
 	}
 	return groups

@@ -206,7 +206,7 @@ func (g *Guest) dropContractKeys(context.Context) error {
 func (g *Guest) loadRest(context.Context) error {
 	groups := []string{"network", "containers", "vsock"}
 	if len(g.plan.Volumes) > 0 {
-		groups = append(groups, "disk")
+		groups = append(groups, "hardware", "disk") // ciphers of the processor first: dm-crypt takes the best that is there
 	}
 	for _, group := range groups {
 		if err := g.modules.load(group); err != nil {
