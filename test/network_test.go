@@ -3,8 +3,16 @@
 package test
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,6 +47,92 @@ var networkScenarios = []scenario.Scenario{
 			}
 		},
 	},
+	{
+		Name:     "the host reads health over vsock, and only GET of health",
+		Attacker: "a host that tries other methods, paths and ports on the one channel that it has",
+		Claim: "After ready, /healthz is the fixed JSON and says so; every answer has 512 octets and its status whatever is asked; " +
+			"no other vsock port has a listener. The host is CID 2 here as in production, where vhost-vsock stands for this backend.",
+		Tier:  scenario.Core,
+		Archs: []string{scenario.AMD64},
+		Cost:  30 * time.Second,
+		Run:   healthByVsock,
+	},
+}
+
+func healthByVsock(t *testing.T, lab *scenario.Lab) {
+	const port, size = 9080, 512
+	d := lab.DirectVsock(t, lab.Encrypt(t, lab.Small(t)))
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.Dial(ctx, port)
+		},
+	}}
+	for _, ask := range []struct {
+		method, path, body string
+		status             int
+		want               string // "" = the report
+	}{
+		{http.MethodGet, "/healthz", "", http.StatusOK, ""},
+		{http.MethodGet, "/livez", "", http.StatusOK, "ok"},
+		{http.MethodGet, "/readyz", "", http.StatusOK, "ok"},
+		{http.MethodPost, "/healthz", "stop", http.StatusMethodNotAllowed, "GET or HEAD only"},
+		{http.MethodDelete, "/healthz", "", http.StatusMethodNotAllowed, "GET or HEAD only"},
+		{http.MethodGet, "/healthz", "more than asked for", http.StatusBadRequest, "no body, please"},
+		{http.MethodGet, "/metrics", "", http.StatusNotFound, "not found"},
+		{http.MethodGet, "/debug/pprof/", "", http.StatusNotFound, "not found"},
+	} {
+		what := ask.method + " " + ask.path
+		req, err := http.NewRequestWithContext(t.Context(), ask.method, "http://guest"+ask.path, strings.NewReader(ask.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		lab.Clean(t, "answer on vsock", string(body))
+		if resp.StatusCode != ask.status || len(body) != size {
+			t.Errorf("%s: status %s with %d octets, want %d with %d", what, resp.Status, len(body), ask.status, size)
+		}
+		if ask.want != "" {
+			if got := strings.TrimSpace(string(body)); got != ask.want {
+				t.Errorf("%s: %q, want %q", what, got, ask.want)
+			}
+			continue
+		}
+		var report struct {
+			Schema        int
+			Live, Ready   bool
+			Phase, Code   string
+			Flavour       string
+			UptimeSeconds int64
+		}
+		strict := json.NewDecoder(bytes.NewReader(body))
+		strict.DisallowUnknownFields()
+		if err := strict.Decode(&report); err != nil {
+			t.Errorf("%s: %v: %q", what, err, body)
+		}
+		if report.Schema != 1 || !report.Live || !report.Ready || report.Phase != "ready" || report.Code != "" || report.Flavour != "dev" || report.UptimeSeconds%10 != 0 {
+			t.Errorf("%s of a guest that is ready: %q", what, body)
+		}
+	}
+	for _, other := range []uint32{1, 22, 1024, port - 1, port + 1} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		conn, err := d.Dial(ctx, other)
+		cancel()
+		if err == nil {
+			t.Errorf("vsock port %d answers", other)
+			_ = conn.Close() // the test has failed already
+		} else if !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("vsock port %d: %v, want refused", other, err)
+		}
+	}
+	d.Stop(t)
 }
 
 func staticNetwork(t *testing.T, lab *scenario.Lab) {

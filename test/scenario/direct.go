@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -45,6 +46,17 @@ type Event struct {
 // Direct boots the lab's image to ready. The test's end kills what still runs.
 func (l *Lab) Direct(t *testing.T, userData string, publish ...int) *Direct {
 	t.Helper()
+	return l.direct(t, userData, qemu.Options{}, publish)
+}
+
+// DirectVsock is Direct with a vsock device.
+func (l *Lab) DirectVsock(t *testing.T, userData string) *Direct {
+	t.Helper()
+	return l.direct(t, userData, qemu.Options{Vsock: true}, nil)
+}
+
+func (l *Lab) direct(t *testing.T, userData string, o qemu.Options, publish []int) *Direct {
+	t.Helper()
 	iso := filepath.Join(l.Dir, "cidata.iso")
 	meta := l.File(t, "meta-data", []byte("local-hostname: "+l.Hostname()+"\n"))
 	l.Hpcrctl(t, "cidata", "--user-data", userData, "--meta-data", meta, "--out", iso)
@@ -52,7 +64,7 @@ func (l *Lab) Direct(t *testing.T, userData string, publish ...int) *Direct {
 	dir, err := os.MkdirTemp("", "hpcr-test-")
 	must(t, err)
 	d := &Direct{Guest: Guest{ports: map[int]string{}}, lab: l}
-	o := qemu.Options{Image: l.Image(t), Cidata: iso, Dir: dir}
+	o.Image, o.Cidata, o.Dir = l.Image(t), iso, dir
 	for _, p := range publish {
 		free, err := peers.ClosedPort()
 		must(t, err)
@@ -74,6 +86,11 @@ func (l *Lab) Direct(t *testing.T, userData string, publish ...int) *Direct {
 		t.Fatalf("verdict %s: %s\n%s", v.Verdict, v.Message, tail(d.console(t)))
 	}
 	return d
+}
+
+// Dial connects to a vsock port of the guest, as its host.
+func (d *Direct) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	return d.vm.DialVsock(ctx, port)
 }
 
 // Await reads events until one of a kind comes.

@@ -1,0 +1,89 @@
+//go:build vm
+
+package test
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"hpcr/test/scenario"
+)
+
+var recordScenarios = []scenario.Scenario{{
+	Name:     "the record names this contract and its signature holds",
+	Attacker: "a host that boots another contract than it says",
+	Claim: "A container that mounts /var/hyperprotect reads se-checksums.txt, whose lines are the hashes of the very tokens and files " +
+		"that were delivered, and openssl verifies its signature by the image's attestation certificate; no seed is in the files beside it.",
+	Tier:  scenario.Core,
+	Archs: []string{scenario.AMD64},
+	Cost:  35 * time.Second,
+	Run:   record,
+}}
+
+func record(t *testing.T, lab *scenario.Lab) {
+	c := lab.Contract(t)
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
+  canaryrecord:
+    image: %s
+    entrypoint: [/bin/busybox, httpd, -f, -p, "8080", -h, /var/hyperprotect]
+    ports: ["8080:8080"]
+    volumes: ["/var/hyperprotect/:/var/hyperprotect/:ro"]
+`, lab.Web(t)))
+	userData := lab.Sign(t, c)
+	files := map[string]string{}
+	r := lab.Boot(t, scenario.Boot{
+		UserData: userData, Disks: []string{scenario.Volume + "=" + filepath.Join(lab.Dir, "data.img") + ":512M"}, Publish: []int{8080},
+		While: func(g *scenario.Guest) {
+			for _, name := range []string{"se-checksums.txt", "se-signature.bin", "se-version", "user-data.decrypted", "workload-data.decrypted", "cidata/meta-data", "certificate_expiry_date.json"} {
+				files[name] = fetch(t, "http://"+g.Address(8080)+"/"+name)
+			}
+		},
+	})
+	r.Ready(t)
+
+	text := files["se-checksums.txt"]
+	lab.Command(t, "openssl", "x509", "-pubkey", "-noout", "-in", filepath.Join(lab.Keys, "attestation.crt"), "-out", filepath.Join(lab.Dir, "attestation.pub"))
+	lab.Command(t, "openssl", "sha256", "-verify", filepath.Join(lab.Dir, "attestation.pub"),
+		"-signature", lab.File(t, "se-signature.bin", []byte(files["se-signature.bin"])), lab.File(t, "se-checksums.txt", []byte(text)))
+
+	// The lines, as IBM's reader takes them.
+	lines := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^\s*([0-9a-f]+)\s+([^\s]+)\s*$`).FindAllStringSubmatch(text, -1) {
+		lines[m[2]] = m[1]
+	}
+	raw, err := os.ReadFile(userData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sections map[string]string
+	if err := yaml.Unmarshal(raw, &sections); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]byte{"cidata/user-data": raw, "cidata/meta-data": []byte(files["cidata/meta-data"]), "certificate_expiry_date.json": []byte(files["certificate_expiry_date.json"])}
+	for key, value := range sections {
+		want["contract:"+key] = []byte(value)
+	}
+	for name, bytes := range want {
+		if sum := fmt.Sprintf("%x", sha256.Sum256(bytes)); lines[name] != sum {
+			t.Errorf("%s is %q in the record, want %s", name, lines[name], sum)
+		}
+	}
+	if lines["/dev/disk/by-label/cidata"] == "" || lines["policy"] == "" || !strings.HasPrefix(text, strings.TrimSpace(files["se-version"])+"\n") {
+		t.Errorf("the record lacks the device, the policy or the version:\n%s", text)
+	}
+	for name, text := range files {
+		for _, seed := range []string{c.Env.Volumes[scenario.Volume].Seed, c.Workload.Volumes[scenario.Volume].Seed} {
+			if seed == "" || strings.Contains(text, seed) {
+				t.Errorf("%s holds a seed", name)
+			}
+		}
+	}
+}
