@@ -69,7 +69,7 @@ func kill(phase, child string, tier scenario.Tier, claim string, judge func(*tes
 		Claim:    claim,
 		Tier:     tier,
 		Archs:    []string{scenario.AMD64},
-		Cost:     25 * time.Second,
+		Cost:     20 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			c := lab.Small(t)
 			c.Env.Logging = peers.SyslogTo(lab.LogHost.Port(), lab.LogCA, lab.LogClient)

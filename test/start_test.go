@@ -26,7 +26,7 @@ var startScenarios = []scenario.Scenario{
 			"stock cryptsetup opens the partition with the owner's passphrase, and a plain Debian mounts it and reads the file.",
 		Tier:  scenario.Core,
 		Archs: scenario.Both,
-		Cost:  115 * time.Second,
+		Cost:  90 * time.Second,
 		Run:   wholeLife,
 	},
 	{
@@ -59,7 +59,7 @@ var startScenarios = []scenario.Scenario{
 		Claim:    "HPL11000E before cidata is read; the binary has no event port, so the console and the power-off are all there is to see.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     60 * time.Second,
+		Cost:     30 * time.Second,
 		Run:      interlock,
 	},
 	{
