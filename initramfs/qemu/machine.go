@@ -37,6 +37,7 @@ type Options struct {
 	Args    []string // appended to QEMU's own
 	Dir     string   // an empty folder with a short path: sockets, console
 	Keep    bool     // the machine outlives this process
+	Vsock   bool     // a vsock device for DialVsock; not with Keep
 }
 
 // Files of Options.Dir.
@@ -45,6 +46,7 @@ const (
 	monitorSock = "qmp"
 	eventSock   = "events"
 	errorFile   = "qemu.err"
+	vsockSock   = "vsock"
 )
 
 // eventPort is the virtio-serial port of dev images.
@@ -86,6 +88,15 @@ func arguments(o Options, m *initramfs.Manifest) ([]string, error) {
 		"-device", "virtserialport,chardev=events,name="+eventPort,
 		"-netdev", netdev(o.Publish), "-device", nic(bus),
 	)
+	if o.Vsock {
+		// The backend reads the guest's memory, hence memfd. There is no -ccw
+		// variant; on s390x the device rides on zPCI.
+		args[1] += ",memory-backend=mem"
+		args = append(args,
+			"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", orElse(o.Memory, 2048)),
+			"-chardev", "socket,id=vsock,path="+escape(in(vsockSock)), "-device", "vhost-user-vsock-pci,chardev=vsock",
+		)
+	}
 	if o.Cidata != "" {
 		args = append(args, disk(bus, "cidata", Disk{File: o.Cidata, ReadOnly: true})...)
 	}

@@ -28,6 +28,7 @@ type VM struct {
 	done   chan struct{}
 	err    error // of the process; after done
 	events chan json.RawMessage
+	vsock  *vsock // nil without Options.Vsock
 
 	mu   sync.Mutex
 	port net.Conn
@@ -64,11 +65,22 @@ func Start(ctx context.Context, o Options) (*VM, error) {
 		return nil, err
 	}
 	v := &VM{Manifest: m, dir: o.Dir, done: make(chan struct{}), events: make(chan json.RawMessage, 256)}
+	if o.Vsock {
+		if o.Keep {
+			return nil, errors.New("a machine that outlives this process cannot have its vsock")
+		}
+		if v.vsock, err = listenVsock(filepath.Join(o.Dir, vsockSock)); err != nil {
+			return nil, err
+		}
+	}
 	v.cmd = exec.Command(q.Path, append(append([]string{}, q.Args...), args...)...)
 	v.cmd.Env = append(os.Environ(), q.Env...)
 	v.cmd.Stdout, v.cmd.Stderr = stderr, stderr
 	v.cmd.SysProcAttr = attributes(o.Keep)
 	if err := v.launch(); err != nil {
+		if v.vsock != nil {
+			v.vsock.close()
+		}
 		return nil, fmt.Errorf("%w: start %s: %w", initramfs.ErrEnvironment, q.Path, err)
 	}
 	if err := v.connect(ctx); err != nil {
@@ -94,6 +106,9 @@ func (v *VM) launch() error {
 			return
 		}
 		v.err = v.cmd.Wait()
+		if v.vsock != nil {
+			v.vsock.close()
+		}
 		close(v.done)
 	}()
 	return <-started
@@ -160,6 +175,16 @@ func (v *VM) Send(command any) error {
 	}
 	_, err = v.port.Write(append(b, '\n'))
 	return err
+}
+
+// DialVsock connects to a vsock port of the guest, as the host (CID 2). It
+// waits for a guest whose driver is not up yet; a port on which nobody listens
+// is ECONNREFUSED. Needs Options.Vsock.
+func (v *VM) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
+	if v.vsock == nil {
+		return nil, errors.New("this machine has no vsock device")
+	}
+	return v.vsock.dial(ctx, port)
 }
 
 // Done is closed when the machine is off.
