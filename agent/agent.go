@@ -87,13 +87,7 @@ func (a *agent) run(ctx context.Context) int {
 	switch {
 	case err == nil:
 		a.ready()
-		select {
-		case <-ctx.Done():
-		case err = <-a.guest.Fatal():
-			// Ready was printed: no E code may follow it on the console.
-			a.emit(event.Verdict, event.Error, "the guest ends: "+err.Error())
-			a.console.Unit("hpcr-catch-failure", "the guest ends after a failure; its log has the cause")
-		}
+		<-ctx.Done()
 	case errors.Is(err, errStop):
 	default:
 		a.failed(hpl.From(err))

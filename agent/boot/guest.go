@@ -32,7 +32,6 @@ type Config struct {
 type Guest struct {
 	Config
 	log     *slog.Logger
-	fatal   chan error // failures after ready
 	modules *modules
 	record  *attest.Record
 
@@ -55,18 +54,8 @@ type Guest struct {
 // NewGuest prepares a boot.
 func NewGuest(c Config) *Guest {
 	return &Guest{
-		Config: c, log: c.Hub.Logger(), fatal: make(chan error, 1),
+		Config: c, log: c.Hub.Logger(),
 		record: attest.NewRecord(c.Image.Version), bootloader: true,
-	}
-}
-
-// Fatal delivers a failure that ends the guest after it was ready.
-func (g *Guest) Fatal() <-chan error { return g.fatal }
-
-func (g *Guest) fail(err error) {
-	select {
-	case g.fatal <- err:
-	default: // one reason is enough
 	}
 }
 

@@ -71,7 +71,6 @@ type follower struct {
 	console  strings.Builder // of the last 1 MiB
 	verdict  chan struct{}   // closed at the verdict, good or bad
 	decided  sync.Once
-	atReady  time.Time
 	started  time.Time
 	sawHello bool
 }
