@@ -53,7 +53,7 @@ var networkScenarios = []scenario.Scenario{
 		Claim: "After ready, /healthz is the fixed JSON and says so; every answer has 512 octets and its status whatever is asked; " +
 			"no other vsock port has a listener. The host is CID 2 here as in production, where vhost-vsock stands for this backend.",
 		Tier:  scenario.Core,
-		Archs: []string{scenario.AMD64},
+		Archs: scenario.Both,
 		Cost:  30 * time.Second,
 		Run:   healthByVsock,
 	},
