@@ -299,6 +299,7 @@ func TestVsockBounds(t *testing.T) {
 		"a next one outside the ring": func(g guest) { g.descriptor(txAt, 0, guestBase, 4, 1, ringSize) },
 		"an indirect one":             func(g guest) { g.descriptor(txAt, 0, guestBase, 16, 4, 0) },
 		"an index far ahead": func(g guest) {
+			g.descriptor(txAt, 0, guestBase+txBuf, vsockHeader, 0, 0)
 			binary.LittleEndian.PutUint16(g.memory[txAt+availAt+2:], 1000)
 		},
 	} {
@@ -349,7 +350,7 @@ func TestVsockMessageBounds(t *testing.T) {
 		"a short message":          {9, words(0)},
 		"a third ring":             {8, words(2 | ringSize<<32)},
 		"a ring of no power of 2":  {8, words(7 << 32)},
-		"a ring of 64 Ki":          {8, words(1 << 48)},
+		"a ring of 2 Ki":           {8, words(2 << 10 << 32)},
 		"addresses outside":        {9, words(0, 1, 2, 3, 4)},
 		"a message of 5000 octets": {1, make([]byte, 5000)},
 	} {
