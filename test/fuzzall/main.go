@@ -61,7 +61,7 @@ func fuzz(pkg, target string, budget time.Duration) ([]byte, error) {
 }
 
 // endOfTime knows go test's own mistake of taking the end of -fuzztime for a
-// failure of the target (golang.org/issue/56238): no input is named then.
+// failure of the target: no input is named then.
 func endOfTime(text []byte) bool {
 	return bytes.Contains(text, []byte("context deadline exceeded")) && !bytes.Contains(text, []byte("Failing input"))
 }
