@@ -29,8 +29,8 @@ deps: ## install what builds and tests need (Debian packages, as root)
 build: ## build the host tool and both architectures' guest binaries
 	@$(cd) mkdir -p build
 	@$(cd) CGO_ENABLED=0 go build -trimpath -o build/hpcrctl ./cmd/hpcrctl
-	@$(cd) for a in amd64 s390x; do mkdir -p build/$$a; \
-	  CGO_ENABLED=0 GOOS=linux GOARCH=$$a go build -trimpath -tags '$(tags)' -ldflags '-s -w -buildid=' -o build/$$a/hpcr ./cmd/hpcr; done
+	@$(cd) for a in amd64 s390x; do mkdir -p build/$$a; for p in hpcr hpcr-init; do \
+	  CGO_ENABLED=0 GOOS=linux GOARCH=$$a go build -trimpath -tags '$(tags)' -ldflags '-s -w -buildid=' -o build/$$a/$$p ./cmd/$$p; done; done
 
 race: deps ## unit tests with the race detector, in random order
 	@$(cd) go test -race -shuffle=on -tags '$(tags)' -timeout 20m ./...
