@@ -302,10 +302,14 @@ func (o *runOptions) execute(ctx context.Context, r *runResult, log io.Writer) (
 		cmd.Env = append(cmd.Env, "HPCR_PORT_"+guest+"="+host)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.WaitDelay = 5 * time.Second // children of the shell may hold its output open
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return max(1, exit.ExitCode()), nil
+	}
+	if errors.Is(err, exec.ErrWaitDelay) {
+		return 0, nil // the command itself ended well
 	}
 	return 0, err
 }

@@ -109,8 +109,12 @@ func (f *follower) follow(ctx context.Context) (int, error) {
 	<-f.vm.Done()
 	<-listened
 	f.conclude()
-	if status == 0 && f.o.exec == "" {
+	switch {
+	case status != 0:
+	case f.o.exec == "":
 		status = f.status()
+	case !f.ready(): // the command was never run
+		status = 1
 	}
 	return status, err
 }
@@ -124,9 +128,7 @@ func (f *follower) wait(ctx context.Context, limit <-chan time.Time) (int, error
 		case <-f.vm.Done():
 			return 0, nil
 		case <-limit:
-			f.vm.Kill()
-			f.result.Verdict = "timeout"
-			return statusTimeout, nil
+			return f.timeout(), nil
 		case <-interrupted:
 			interrupted = nil
 			go f.stop()
@@ -137,14 +139,46 @@ func (f *follower) wait(ctx context.Context, limit <-chan time.Time) (int, error
 			case ready && f.o.keep:
 				return 0, nil
 			case ready && f.o.exec != "":
-				status, err := f.o.execute(ctx, f.result, f.log)
-				f.stop()
-				return status, err
+				return f.execute(ctx, limit)
 			case f.o.until == "ready" || f.o.exec != "":
 				go f.stop()
 			}
 		}
 	}
+}
+
+// execute runs the --exec command, then stops the guest in order. The time
+// limit holds for the command too.
+func (f *follower) execute(ctx context.Context, limit <-chan time.Time) (int, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type end struct {
+		status int
+		err    error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		status, err := f.o.execute(ctx, f.result, f.log)
+		ended <- end{status, err}
+	}()
+	select {
+	case e := <-ended:
+		f.stop()
+		return e.status, e.err
+	case <-limit:
+		cancel()
+		<-ended
+		return f.timeout(), nil
+	}
+}
+
+// timeout pulls the plug and returns run's exit status.
+func (f *follower) timeout() int {
+	f.vm.Kill()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.result.Verdict = "timeout"
+	return statusTimeout
 }
 
 // stop asks the guest to stop in order, and pulls the plug if it does not.
