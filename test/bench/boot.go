@@ -170,7 +170,13 @@ type event struct {
 	} `json:"processes"`
 }
 
-func (s *setup) boot(ctx context.Context, n int) (*run, error) {
+// machine says how a boot differs from the usual one.
+type machine struct {
+	image string // a folder of s.dir
+	args  []string
+}
+
+func (s *setup) boot(ctx context.Context, m machine) (*run, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	port, err := peers.ClosedPort()
@@ -188,10 +194,11 @@ func (s *setup) boot(ctx context.Context, n int) (*run, error) {
 	}()
 	start := time.Now()
 	vm, err := qemu.Start(ctx, qemu.Options{
-		Image: s.path("image"), Cidata: s.path("cidata.iso"),
+		Image: s.path(m.image), Cidata: s.path("cidata.iso"),
 		Disks:   []qemu.Disk{{Serial: "data", File: s.path("data.img")}},
 		Publish: []qemu.Port{{HostIP: peers.Loopback, Host: port, Guest: 8080}},
 		Dir:     dir,
+		Args:    m.args,
 	})
 	if err != nil {
 		return nil, err
@@ -246,7 +253,7 @@ func (s *setup) boot(ctx context.Context, n int) (*run, error) {
 	}
 	if len(r.pss) == 0 || !ordered {
 		console, err := os.ReadFile(vm.Console())
-		return nil, errors.Join(fmt.Errorf("boot %d did not end in order:\n%s", n, console), err)
+		return nil, errors.Join(fmt.Errorf("the guest did not end in order:\n%s", console), err)
 	}
 	return r, nil
 }

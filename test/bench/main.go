@@ -64,13 +64,18 @@ func bench(ctx context.Context, arch string, boots int) (err error) {
 	for i := range boots {
 		fmt.Fprintf(os.Stderr, "boot %d of %d\n", i+1, boots)
 		// The first boot formats the disk; the others open it, as most do.
-		r, err := s.boot(ctx, i+1)
+		r, err := s.boot(ctx, machine{image: "image"})
 		if err != nil {
 			return fmt.Errorf("boot %d: %w", i+1, err)
 		}
 		runs = append(runs, r)
 	}
 	figures := summarize(arch, runs)
+	cost, err := s.hardening(ctx, boots)
+	if err != nil {
+		return err
+	}
+	figures = append(figures, cost)
 	initrd, err := os.Stat(filepath.Join(s.dir, "image", "initrd"))
 	if err != nil {
 		return fmt.Errorf("the initrd: %w", err)
