@@ -14,7 +14,7 @@ type Policy struct {
 	SigningKeys             [][]byte `json:"signingKeys,omitempty"`   // PEM public keys or certificates; given, one of them must have signed
 	StrictPassword          bool     `json:"strictPassword"`          // refuse tokens whose password openssl cut at LF or NUL
 	AcceptStrippedSignature bool     `json:"acceptStrippedSignature"` // signatures over newline-less plain sections
-	Privileged              bool     `json:"privileged"`              // privileged containers may run
+	Privileged              bool     `json:"privileged"`              // containers may have power beyond their own (compose.Service.Powers); recorded
 	LoggingRequired         bool     `json:"loggingRequired"`
 	KDF                     KDF      `json:"kdf"`
 	MinMemoryMiB            int      `json:"minMemoryMiB"`
@@ -70,13 +70,12 @@ func (p *Policy) set(key string, v *node) error {
 	case "acceptStrippedSignature":
 		return setBool(&p.AcceptStrippedSignature, v)
 	case "privileged":
-		return setBool(&p.Privileged, v)
-	case "logging":
-		if !v.isString() || v.text != "required" && v.text != "optional" {
-			return errors.New(`must be "required" or "optional"`)
+		if v.kind == scalarNode && v.tag == "!!bool" { // true and false read as allow and refuse
+			return setBool(&p.Privileged, v)
 		}
-		p.LoggingRequired = v.text == "required"
-		return nil
+		return setWord(&p.Privileged, v, "allow", "refuse")
+	case "logging":
+		return setWord(&p.LoggingRequired, v, "required", "optional")
 	case "signingKeys":
 		return p.setSigningKeys(v)
 	case "kdf":
@@ -153,6 +152,15 @@ func setBool(to *bool, v *node) error {
 		return errors.New("must be true or false")
 	}
 	*to = v.text == "true" || v.text == "True" || v.text == "TRUE"
+	return nil
+}
+
+// setWord takes one of two words.
+func setWord(to *bool, v *node, yes, no string) error {
+	if !v.isString() || v.text != yes && v.text != no {
+		return fmt.Errorf("must be %q or %q", yes, no)
+	}
+	*to = v.text == yes
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"hpcr/contract"
+	"hpcr/disk/luks2"
 )
 
 // BuildOptions say what image to build.
@@ -51,6 +52,7 @@ type Manifest struct {
 	Runc       Part            `json:"runc"`
 	PublicKeys PublicKeys      `json:"publicKeys"`
 	Policy     contract.Policy `json:"policy"`
+	PolicyFile Part            `json:"policyFile"` // as the guest has it: the record's policy line
 	Modules    []string        `json:"modules"`
 	Packages   []Package       `json:"packages"`
 	Go         string          `json:"go"`
@@ -215,7 +217,24 @@ func readPolicy(file string, dev bool) (contract.Policy, error) {
 			return contract.Policy{}, fmt.Errorf("%w: %w", ErrEnvironment, err)
 		}
 	}
-	return contract.ParsePolicy(text, dev)
+	p, err := contract.ParsePolicy(text, dev)
+	if err != nil {
+		return p, err
+	}
+	return p, affordable(p)
+}
+
+// affordable refuses a policy with which no guest could make a volume: a cost
+// outside of the disks' profile, or one that would not fit into the smallest
+// guest beside its other half.
+func affordable(p contract.Policy) error {
+	if err := luks2.KDF(p.KDF).Check(); err != nil {
+		return fmt.Errorf("policy: kdf: %w", err)
+	}
+	if need := int(p.KDF.MemoryKiB>>10) * 2; need > p.MinMemoryMiB {
+		return fmt.Errorf("policy: kdf: %d KiB do not fit into a guest of %d MiB: raise minMemoryMiB to %d, or lower kdf.memoryKiB", p.KDF.MemoryKiB, p.MinMemoryMiB, need)
+	}
+	return nil
 }
 
 func unpackAll(ctx context.Context, d *Debian, pkgs []Package) ([]string, error) {
@@ -304,6 +323,9 @@ func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent
 			return nil, err
 		}
 		t.File("etc/hpcr/"+name, 0o644, data)
+		if name == "policy.json" {
+			m.PolicyFile = Part{hashBytes(data), int64(len(data))}
+		}
 	}
 	return t, nil
 }

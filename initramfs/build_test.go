@@ -13,10 +13,17 @@ import (
 // What is refused must be refused before anything is fetched or written.
 func TestBuildRefusesBeforeItWorks(t *testing.T) {
 	release, dev := newKeys(t, KeyOptions{Flavour: FlavourRelease}), handMade(t)
-	policy := filepath.Join(t.TempDir(), "policy.yaml")
-	if err := os.WriteFile(policy, []byte("requireEncrypion: true\n"), 0o644); err != nil {
-		t.Fatal(err)
+	policies := t.TempDir()
+	written := func(name, text string) string {
+		file := filepath.Join(policies, name)
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return file
 	}
+	policy := written("misspelt", "requireEncrypion: true\n")
+	cheap := written("cheap", "kdf: {memoryKiB: 16384, time: 4}\n")
+	dear := written("dear", "kdf: {memoryKiB: 524288}\n")
 	for name, tc := range map[string]struct {
 		o    BuildOptions
 		want string
@@ -30,6 +37,8 @@ func TestBuildRefusesBeforeItWorks(t *testing.T) {
 		"unknown architecture":          {BuildOptions{Arch: "arm64", Keys: []string{dev}, Dev: true}, "arm64", true},
 		"misspelt policy":               {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: policy}, "requireEncrypion", false},
 		"missing policy":                {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: policy + "x"}, "no such file", true},
+		"a cost that disks refuse":      {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: cheap}, "outside the profile", false},
+		"a cost that fits no guest":     {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: dear}, "raise minMemoryMiB to 1024", false},
 		"missing source":                {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Source: t.TempDir()}, "source tree", true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"hpcr/initramfs"
 	"hpcr/test/scenario"
 )
 
@@ -21,7 +22,8 @@ var recordScenarios = []scenario.Scenario{{
 	Name:     "the record names this contract and its signature holds",
 	Attacker: "a host that boots another contract than it says",
 	Claim: "A container that mounts /var/hyperprotect reads se-checksums.txt, whose lines are the hashes of the very tokens and files " +
-		"that were delivered, and openssl verifies its signature by the image's attestation certificate; no seed is in the files beside it.",
+		"that were delivered, whose policy hash is the manifest's, and which names the service with power beyond its own; openssl verifies " +
+		"its signature by the image's attestation certificate; no seed is in the files beside it.",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
 	Cost:  35 * time.Second,
@@ -32,10 +34,15 @@ func record(t *testing.T, lab *scenario.Lab) {
 	c := lab.Contract(t)
 	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
   canaryrecord:
-    image: %s
+    image: %[1]s
     entrypoint: [/bin/busybox, httpd, -f, -p, "8080", -h, /var/hyperprotect]
     ports: ["8080:8080"]
     volumes: ["/var/hyperprotect/:/var/hyperprotect/:ro"]
+  canarypower:
+    image: %[1]s
+    command: [idle]
+    privileged: true
+    cap_add: [net_admin, sys_admin]
 `, lab.Web(t)))
 	userData := lab.Sign(t, c)
 	files := map[string]string{}
@@ -76,8 +83,18 @@ func record(t *testing.T, lab *scenario.Lab) {
 			t.Errorf("%s is %q in the record, want %s", name, lines[name], sum)
 		}
 	}
-	if lines["/dev/disk/by-label/cidata"] == "" || lines["policy"] == "" || !strings.HasPrefix(text, strings.TrimSpace(files["se-version"])+"\n") {
-		t.Errorf("the record lacks the device, the policy or the version:\n%s", text)
+	manifest, err := initramfs.ReadManifest(filepath.Join(lab.Image(t), initramfs.ManifestFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines["policy"] != manifest.PolicyFile.SHA256 {
+		t.Errorf("the policy is %q in the record, the manifest says %s", lines["policy"], manifest.PolicyFile.SHA256)
+	}
+	if !strings.Contains(text, "\nPrivileged: canarypower privileged cap_add\n") || strings.Contains(text, "Privileged: canaryrecord") {
+		t.Errorf("the record does not name the one service with power beyond its own:\n%s", text)
+	}
+	if lines["/dev/disk/by-label/cidata"] == "" || !strings.HasPrefix(text, strings.TrimSpace(files["se-version"])+"\n") {
+		t.Errorf("the record lacks the device or the version:\n%s", text)
 	}
 	for name, text := range files {
 		for _, seed := range []string{c.Env.Volumes[scenario.Volume].Seed, c.Workload.Volumes[scenario.Volume].Seed} {

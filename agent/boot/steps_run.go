@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"hpcr/agent/attest"
@@ -101,6 +102,9 @@ func (g *Guest) stopContainerd(ctx context.Context) error {
 func (g *Guest) resolveImages(ctx context.Context) error {
 	for _, s := range g.plan.Compose.Services {
 		g.record.Add(attest.Fact{Name: "Image", Text: s.Image.Ref()})
+		if p := s.Powers(); len(p) > 0 {
+			g.record.Add(attest.Fact{Name: "Privileged", Text: s.Name + " " + strings.Join(p, " ")})
+		}
 	}
 	return g.work.Resolve(ctx)
 }

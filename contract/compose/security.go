@@ -32,6 +32,28 @@ var devices = []string{
 	"/dev/random", "/dev/urandom", "/dev/tty",
 }
 
+// Powers are the fields by which the service asks for power beyond its own
+// container; none for an ordinary one. The attestation record names them.
+func (s *Service) Powers() []string {
+	var fields []string
+	for _, p := range []struct {
+		field string
+		asked bool
+	}{
+		{"privileged", s.Privileged},
+		{"security_opt", s.Unconfined},
+		{"pid", s.PID == "host"},
+		{"ipc", s.IPC == "host"},
+		{"network_mode", s.NetworkMode == "host"},
+		{"cap_add", slices.ContainsFunc(s.CapAdd, func(n string) bool { return slices.Contains(powerful, n) })},
+	} {
+		if p.asked {
+			fields = append(fields, p.field)
+		}
+	}
+	return fields
+}
+
 func (c *converter) security() error {
 	cfg := c.cfg
 	c.out.Privileged, c.out.ReadOnly = cfg.Privileged, cfg.ReadOnly
@@ -65,28 +87,18 @@ func (c *converter) security() error {
 	if err := c.capabilities(); err != nil {
 		return err
 	}
-	if !c.opt.Privileged {
-		field := ""
-		switch {
-		case c.out.Privileged:
-			field = "privileged"
-		case c.out.Unconfined:
-			field = "security_opt"
-		case c.out.PID == "host":
-			field = "pid"
-		case c.out.IPC == "host":
-			field = "ipc"
-		case slices.ContainsFunc(c.out.CapAdd, func(n string) bool { return slices.Contains(powerful, n) }):
-			field = "cap_add"
-		}
-		if field != "" {
-			return c.refuse(field, "this image's policy does not allow privileged containers: remove this line")
-		}
-	}
 	if err := c.devices(); err != nil {
 		return err
 	}
 	return c.sysctls()
+}
+
+// powers applies the image's policy; it comes after all that grants any.
+func (c *converter) powers() error {
+	if p := c.out.Powers(); len(p) > 0 && !c.opt.Privileged {
+		return c.refuse(p[0], "this image's policy refuses containers with power beyond their own: remove this line")
+	}
+	return nil
 }
 
 func (c *converter) capabilities() error {

@@ -33,7 +33,7 @@ func (c *converter) refuse(field, detail string) error {
 func (l *load) service(p *types.Project, cfg types.ServiceConfig, digest string) (Service, error) {
 	c := &converter{load: l, p: p, cfg: cfg, out: Service{Index: l.doc.index[cfg.Name], Name: cfg.Name}}
 	for _, step := range []func() error{
-		c.identity, c.process, c.runtime, c.security, c.mounts, c.data, c.network, c.ports, c.limits, c.health,
+		c.identity, c.process, c.runtime, c.security, c.mounts, c.data, c.network, c.powers, c.ports, c.limits, c.health,
 	} {
 		if err := step(); err != nil {
 			return Service{}, err
@@ -313,9 +313,6 @@ func (c *converter) network() error {
 		c.out.NetworkMode = cfg.NetworkMode
 	default:
 		return c.refuse("network_mode", "only bridge, host and none are supported")
-	}
-	if c.out.NetworkMode == "host" && !c.opt.Privileged {
-		return c.refuse("network_mode", "this image's policy does not allow containers on the guest's own network")
 	}
 	if c.out.NetworkMode == "" {
 		names := cfg.NetworksByPriority()
