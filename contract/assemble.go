@@ -145,10 +145,8 @@ func (r *run) failFrom(a at, err error) {
 }
 
 func nestedFolder(files []archive.File) bool {
-	for _, f := range files {
-		if f.Name == "docker-compose.yaml" || f.Name == "docker-compose.yml" {
-			return false
-		}
-	}
-	return true
+	top := slices.ContainsFunc(files, func(f archive.File) bool {
+		return f.Name == "docker-compose.yaml" || f.Name == "docker-compose.yml"
+	})
+	return !top && composeFile(files) != nil
 }

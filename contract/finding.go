@@ -190,6 +190,23 @@ func (r *report) required(a at, key string) (at, bool) {
 	return v, false
 }
 
+// unsupported refuses a field that the contract knows and this version does
+// not act on.
+func (r *report) unsupported(code hpl.Code, a at, what string) {
+	if a.present() {
+		r.fail(code, a, what+" is not supported by this image", "remove it from the contract")
+	}
+}
+
+// boolean is true, or false also if it is missing.
+func (r *report) boolean(a at) bool {
+	var b bool
+	if a.present() && setBool(&b, a.n) != nil {
+		r.fail(schema, a, "this must be true or false", "write true or false, without quotes")
+	}
+	return b
+}
+
 // matching is str with a rule.
 func (r *report) matching(a at, ok func(string) bool, message, fix string) (string, bool) {
 	s, isStr := r.str(a)

@@ -42,10 +42,6 @@ func (r *run) logging(e at) {
 }
 
 func (r *run) logRouter(a at) {
-	if !r.can.logRouter {
-		r.unsupported(schema, a, "logRouter")
-		return
-	}
 	if !r.mapping(a) {
 		return
 	}
@@ -99,7 +95,7 @@ func (r *run) port(a at, fallback int) int {
 	return fallback
 }
 
-// syslog checks and reads the one back end that this version has.
+// syslog checks and reads the back end of HPCR's own.
 func (r *run) syslog(a at) {
 	if !r.mapping(a) {
 		return

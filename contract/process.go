@@ -57,12 +57,6 @@ func (r *run) verdict() (*Verified, error) {
 	return &Verified{plan: r.plan}, nil
 }
 
-// features are the parts of the contract that this version can act on. What
-// it cannot is refused by name: nothing of a contract is ignored.
-type features struct{ logRouter, play bool }
-
-var supported = features{}
-
 // run is one pass over one contract, for the guest and for lint alike.
 type run struct {
 	report
@@ -79,6 +73,10 @@ type run struct {
 	env      section
 	volumes  []volumePair
 	plan     *Plan
+
+	conditions    *conditions    // workload.x-hpcr.require
+	signer        *rsa.PublicKey // whose signature was verified
+	signatureDone bool           // signature has run
 
 	decryptedKey string // attestationPublicKey, token opened
 }
@@ -104,8 +102,10 @@ func (r *run) all() {
 	for _, step := range []func(){
 		r.envelope, r.unseal, r.parse, // who wrote what
 		r.metaData, r.network,
-		r.rules, r.pairing, // does it make sense
+		r.workloadRules, r.provider, // does env's author have the right
+		r.envRules, r.pairing, // does it make sense
 		r.signature, r.demands, // is it allowed
+		r.capable,             // can this guest do it
 		r.compose, r.assemble, // what is to be done
 	} {
 		step()

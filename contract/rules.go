@@ -5,8 +5,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-
-	"hpcr/agent/hpl"
 )
 
 // The rules of contract.md §9. Each function checks one part and reports all
@@ -36,42 +34,27 @@ const (
 	maxEnv     = 10_000
 )
 
-// rules checks both sections.
-func (r *run) rules() {
-	r.openBeside()
-	if w := r.workload.body; w.present() {
-		r.workloadRules(w)
+// typeIs says whether a section may be judged as what it stands for: by the
+// rules of another every line of it would be wrong.
+func (r *run) typeIs(s *section) bool {
+	t, ok := r.required(s.body, "type")
+	if !ok {
+		return true
 	}
-	if e := r.env.body; e.present() {
-		r.envRules(e)
+	if _, ok = r.matching(t, func(v string) bool { return v == s.name }, "the type is not this section's", "write type: "+s.name); !ok {
+		s.body = at{}
 	}
+	return ok
 }
 
-// openBeside checks the keys that a section cannot check itself.
-func (r *run) openBeside() {
+func (r *run) workloadRules() {
 	if s := r.top.get("envWorkloadSignature"); s.present() && !s.n.isString() {
 		r.fail(schema, s, "the signature must be text", "give the base64 of the signature")
 	}
-}
-
-func (r *run) typeIs(a at, want string) {
-	t, ok := r.required(a, "type")
-	if !ok {
+	w := r.workload.body
+	if !w.present() || !r.typeIs(&r.workload) {
 		return
 	}
-	r.matching(t, func(s string) bool { return s == want }, "the type is not this section's", "write type: "+want)
-}
-
-// unsupported refuses a field that the contract knows and this version does
-// not act on.
-func (r *run) unsupported(code hpl.Code, a at, what string) {
-	if a.present() {
-		r.fail(code, a, what+" is not supported by this image", "remove it from the contract")
-	}
-}
-
-func (r *run) workloadRules(w at) {
-	r.typeIs(w, "workload")
 	r.loose(w, "type", "auths", "compose", "play", "confidential-containers", "images", "volumes", "env", "x-hpcr")
 	kinds := 0
 	for _, k := range []string{"compose", "play", "confidential-containers"} {
@@ -83,7 +66,7 @@ func (r *run) workloadRules(w at) {
 		r.fail(schema, w, "a workload has exactly one of compose, play and confidential-containers", "keep one of them")
 	}
 	r.unsupported(schema, w.get("confidential-containers"), "confidential-containers")
-	r.extensions(w.get("x-hpcr"))
+	r.extensions(w.get("x-hpcr"), "workload")
 	if c := w.get("compose"); c.present() && r.mapping(c) {
 		r.closed(c, "archive")
 		if a, ok := r.required(c, "archive"); ok {
@@ -97,13 +80,16 @@ func (r *run) workloadRules(w at) {
 	r.workloadVolumes(w.get("volumes"))
 }
 
-func (r *run) envRules(e at) {
-	r.typeIs(e, "env")
+func (r *run) envRules() {
+	e := r.env.body
+	if !e.present() || !r.typeIs(&r.env) {
+		return
+	}
 	r.loose(e, "type", "logging", "volumes", "env", "signingKey", "auths", "cacerts", "host-attestation", "crypto-pt", "confidential-containers", "x-hpcr")
 	r.unsupported(schema, e.get("confidential-containers"), "confidential-containers")
 	r.unsupported(schema, e.get("crypto-pt"), "crypto-pt")
 	r.unsupported(schema, e.get("host-attestation"), "host-attestation")
-	r.extensions(e.get("x-hpcr"))
+	r.extensions(e.get("x-hpcr"), "env")
 	r.logging(e)
 	r.auths(e.get("auths"))
 	r.environment(e.get("env"))
@@ -111,16 +97,6 @@ func (r *run) envRules(e at) {
 	r.caCerts(e.get("cacerts"))
 	if k := e.get("signingKey"); k.present() {
 		r.str(k)
-	}
-}
-
-// extensions refuses what stands under x-hpcr: this version knows no key yet.
-func (r *run) extensions(x at) {
-	if !x.present() || !r.mapping(x) {
-		return
-	}
-	for i := range x.n.keys {
-		r.fail(schema, x.key(i), "this x-hpcr key is not supported by this image", "remove it from the contract")
 	}
 }
 
@@ -146,10 +122,6 @@ func (r *run) archive(a at) {
 
 func (r *run) play(p at) {
 	if !p.present() || !r.mapping(p) {
-		return
-	}
-	if !r.can.play {
-		r.unsupported("HPL15002E", p, "play")
 		return
 	}
 	r.closed(p, "resources", "templates", "archive")

@@ -15,6 +15,10 @@ import (
 // signature checks envWorkloadSignature over the raw scalars, workload first
 // (contract.md §1.5), and the certificate's end.
 func (r *run) signature() {
+	if r.signatureDone { // the provider's conditions came first
+		return
+	}
+	r.signatureDone = true
 	sig, key := r.top.get("envWorkloadSignature"), r.env.body.get("signingKey")
 	switch {
 	case !r.env.body.present():
@@ -56,7 +60,7 @@ func (r *run) signature() {
 		r.fail("HPL12001E", key, "the image's policy does not know this signing key", "sign with one of the keys that the image was built for")
 		return
 	}
-	r.plan.Signed = true
+	r.plan.Signed, r.signer = true, pub
 	if cert == nil {
 		return
 	}
