@@ -15,7 +15,7 @@ export GOFLAGS := -buildvcs=false
 # Without ARCH on the command line, tests take amd64 and what s390x alone shows.
 archs := $(if $(filter command line environment,$(origin ARCH)),$(ARCH),amd64 s390x)
 # The plug-ins of containerd that the guest has no use for; tests build the same.
-tags := no_btrfs no_devmapper no_zfs no_cri no_systemd no_tracing no_rdt netgo osusergo urfave_cli_no_docs
+tags := no_btrfs no_devmapper no_zfs no_cri no_systemd no_tracing no_rdt netgo osusergo urfave_cli_no_docs grpcnotrace
 
 .PHONY: help deps build test race lint fuzz-smoke vm demo bench image repro sbom check soak
 

@@ -22,6 +22,7 @@ type BuildOptions struct {
 	Arch   string   // "amd64" or "s390x"
 	Keys   []string // keys folders; the first signs
 	Dev    bool
+	Locked bool   // build from what LockFile names, or not at all
 	Policy string // policy file; "" = defaults
 	Out    string // image folder; replaced as a whole
 	Source string // source tree; "" = found
@@ -37,26 +38,19 @@ type Part struct {
 
 // Manifest is what an auditor compares an image with.
 type Manifest struct {
-	Schema      int             `json:"schema"`
-	Version     string          `json:"version"`
-	Arch        string          `json:"arch"`
-	Flavour     string          `json:"flavour"`
-	BuildTime   int64           `json:"buildTime"`
-	Kernel      string          `json:"kernel"`
-	CommandLine string          `json:"commandLine"`
-	Parts       map[string]Part `json:"parts"`
+	Schema int `json:"schema"`
+	Recipe
+	Kernel string          `json:"kernel"`
+	Parts  map[string]Part `json:"parts"`
 	// Base is the keyless part: the first Size bytes of initrd.
-	Base       Part            `json:"base"`
-	Init       Part            `json:"init"`
-	Agent      Part            `json:"agent"`
-	Runc       Part            `json:"runc"`
-	PublicKeys PublicKeys      `json:"publicKeys"`
-	Policy     contract.Policy `json:"policy"`
-	PolicyFile Part            `json:"policyFile"` // as the guest has it: the record's policy line
-	Modules    []string        `json:"modules"`
-	Packages   []Package       `json:"packages"`
-	Go         string          `json:"go"`
-	Inputs     string          `json:"inputs"` // hash over all inputs: equal inputs, equal image
+	Base       Part       `json:"base"`
+	Init       Part       `json:"init"`
+	Agent      Part       `json:"agent"`
+	Runc       Part       `json:"runc"`
+	PublicKeys PublicKeys `json:"publicKeys"`
+	PolicyFile Part       `json:"policyFile"` // as the guest has it: the record's policy line
+	Modules    []string   `json:"modules"`
+	Inputs     string     `json:"inputs"` // hash over the recipe: equal inputs, equal base
 }
 
 // PublicKeys are the PEM public keys whose private halves the image holds.
@@ -89,9 +83,13 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if o.Dev {
 		flavour = FlavourDev
 	}
-	wantKernel, err := kernelWant(o.Arch)
+	wants, err := imageWants(o.Arch)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrEnvironment, err)
+	}
+	line := commandLine(o.Arch)
+	if err := checkCommandLine(line); err != nil {
+		return nil, err
 	}
 	if len(o.Keys) == 0 {
 		return nil, fmt.Errorf("%w: an image needs a keys folder (hpcrctl keys new)", ErrEnvironment)
@@ -128,8 +126,15 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	pkgs, err := deb.Fetch(ctx, "image", slices.Concat([]Want{wantKernel}, userlandPackages, seccompPackages))
+	tools, err := src.toolchain(ctx, o.Arch)
 	if err != nil {
+		return nil, err
+	}
+	pkgs, err := fetchImage(ctx, o, src, deb, wants, tools)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFloors(tools, pkgs[0]); err != nil {
 		return nil, err
 	}
 	user := pkgs[1 : 1+len(userlandPackages)]
@@ -145,25 +150,35 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	agent, err := src.buildAgent(ctx, o.Arch, cmp.Or(o.Agent, "./cmd/hpcr"), o.Dev, o.Log)
+	agentPkg, initPkg := cmp.Or(o.Agent, "./cmd/hpcr"), cmp.Or(o.Agent, "./cmd/hpcr-init")
+	agent, err := src.buildAgent(ctx, o.Arch, agentPkg, o.Dev, o.Log)
 	if err != nil {
 		return nil, err
 	}
-	pid1, err := src.buildAgent(ctx, o.Arch, cmp.Or(o.Agent, "./cmd/hpcr-init"), o.Dev, o.Log)
+	pid1, err := src.buildAgent(ctx, o.Arch, initPkg, o.Dev, o.Log)
 	if err != nil {
 		return nil, err
 	}
-	runc, err := src.buildRunc(ctx, o.Arch, seccomp, o.Log)
+	runc, err := src.buildRunc(ctx, o.Arch, tools, seccomp, o.Log)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := src.treeHash(ctx, o.Arch, o.Dev, agentPkg, initPkg, "./cmd/hpcrctl")
 	if err != nil {
 		return nil, err
 	}
 
 	m := &Manifest{
-		Schema: 1, Version: src.Version, Arch: o.Arch, Flavour: flavour, BuildTime: src.Time.Unix(),
-		Kernel: krn.release, CommandLine: commandLine(o.Arch), Policy: policy, Packages: pkgs, Go: src.Go,
-		Parts: map[string]Part{},
+		Schema: 1, Kernel: krn.release, Parts: map[string]Part{},
+		Recipe: Recipe{
+			Version: src.Version, Arch: o.Arch, Flavour: flavour, BuildTime: src.Time.Unix(), CommandLine: line,
+			Policy: policy, Source: tree, Toolchain: tools, Packages: pkgs,
+		},
 	}
 	slices.SortFunc(m.Packages, func(a, b Package) int { return strings.Compare(a.Name, b.Name) })
+	if m.Inputs, err = m.Recipe.hash(); err != nil {
+		return nil, err
+	}
 	for _, k := range keys {
 		m.PublicKeys.Contract = append(m.PublicKeys.Contract, string(k.ContractPublic))
 	}
@@ -200,7 +215,6 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	for name, data := range files {
 		m.Parts[name] = Part{hashBytes(data), int64(len(data))}
 	}
-	m.Inputs = hashStrings(m.Parts[KernelFile].SHA256, m.Parts[InitrdFile].SHA256, m.CommandLine)
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return nil, err

@@ -41,6 +41,7 @@ type mirror struct{ uri, signedBy string }
 type Debian struct {
 	arch, dir string
 	log       io.Writer
+	sources   func(ctx context.Context, dir string) (string, error) // apt's list of archives
 }
 
 // NewDebian prepares the folders for arch ("amd64" or "s390x").
@@ -52,17 +53,23 @@ func NewDebian(arch string, log io.Writer) (*Debian, error) {
 	if err := Have("apt-get", "dpkg-deb"); err != nil {
 		return nil, err
 	}
-	return &Debian{arch: arch, dir: filepath.Join(cache, "debian", arch), log: log}, nil
+	return &Debian{arch: arch, dir: filepath.Join(cache, "debian", arch), log: log, sources: sourcesList}, nil
 }
 
 func (d *Debian) options(status string) []string {
 	if status == "" {
 		status = filepath.Join(d.dir, "status")
 	}
+	// Debian's long-term support of a release leaves s390x out, and with it the
+	// packages for all architectures: amd64's lists have the newer CA bundle.
+	archs := d.arch
+	if d.arch != "amd64" {
+		archs += ",amd64"
+	}
 	return []string{
 		"-qq",
 		"-oAPT::Architecture=" + d.arch,
-		"-oAPT::Architectures=" + d.arch,
+		"-oAPT::Architectures=" + archs,
 		"-oDir::State=" + d.dir,
 		"-oDir::State::Lists=" + filepath.Join(d.dir, "lists"),
 		"-oDir::State::status=" + status,
@@ -88,7 +95,7 @@ func (d *Debian) refresh(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(d.dir, "status"), nil, 0o644); err != nil {
 		return err
 	}
-	sources, err := sourcesList(ctx, d.dir)
+	sources, err := d.sources(ctx, d.dir)
 	if err != nil {
 		return err
 	}
@@ -105,15 +112,26 @@ func (d *Debian) refresh(ctx context.Context) error {
 type Want struct{ Name, Suite string }
 
 // Fetch resolves and downloads packages. What a set resolved to is remembered
-// and used again until Forget, so that a second build needs no network and
+// and used again until Renew, so that a second build needs no network and
 // gives the same image.
 func (d *Debian) Fetch(ctx context.Context, set string, wants []Want) ([]Package, error) {
+	return d.fetch(ctx, set, wants, false)
+}
+
+// Renew asks the archive again, and remembers the answer once it is whole.
+func (d *Debian) Renew(ctx context.Context, set string, wants []Want) ([]Package, error) {
+	return d.fetch(ctx, set, wants, true)
+}
+
+func (d *Debian) fetch(ctx context.Context, set string, wants []Want, anew bool) ([]Package, error) {
 	var pkgs []Package
 	err := locked(d.dir, "apt", func() error {
 		lockfile := filepath.Join(d.dir, "resolved-"+set+".json")
 		key := fmt.Sprint(wants)
-		if pkgs = d.remembered(lockfile, key); pkgs != nil {
-			return nil
+		if !anew {
+			if pkgs = d.remembered(lockfile, key); pkgs != nil {
+				return nil
+			}
 		}
 		if err := d.refresh(ctx); err != nil {
 			return err
@@ -133,22 +151,6 @@ func (d *Debian) Fetch(ctx context.Context, set string, wants []Want) ([]Package
 	return pkgs, err
 }
 
-// Forget makes the next Fetch ask the archive for newer versions.
-func (d *Debian) Forget() error {
-	return locked(d.dir, "apt", func() error {
-		files, err := filepath.Glob(filepath.Join(d.dir, "resolved-*.json"))
-		if err != nil {
-			return err
-		}
-		for _, f := range files {
-			if err := os.Remove(f); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
 type resolved struct {
 	Key      string    `json:"key"`
 	Packages []Package `json:"packages"`
@@ -165,8 +167,7 @@ func (d *Debian) remembered(lockfile, key string) []Package {
 	}
 	for i := range r.Packages {
 		p := &r.Packages[i]
-		p.File = d.debFile(*p)
-		if !exists(p.File) {
+		if p.File = d.debFile(*p); !p.cached() {
 			return nil
 		}
 	}
@@ -179,6 +180,12 @@ func (d *Debian) remember(lockfile, key string, pkgs []Package) error {
 		return err
 	}
 	return writeFile(lockfile, data, 0o644)
+}
+
+// cached says whether the package lies in the cache, byte for byte.
+func (p Package) cached() bool {
+	sum, _, err := hashFile(p.File)
+	return err == nil && sum == p.SHA256
 }
 
 func (d *Debian) debFile(p Package) string {
@@ -228,7 +235,7 @@ func (d *Debian) download(ctx context.Context, pkgs []Package) error {
 	args := append(d.options(""), "download")
 	n := 0
 	for _, p := range pkgs {
-		if sum, _, err := hashFile(p.File); err == nil && sum == p.SHA256 {
+		if p.cached() {
 			continue
 		}
 		args = append(args, p.Name+"="+p.Version)
@@ -258,8 +265,8 @@ func (d *Debian) download(ctx context.Context, pkgs []Package) error {
 			if err := os.Rename(f, p.File); err != nil {
 				return err
 			}
-		} else if !exists(p.File) {
-			return fmt.Errorf("package %s=%s was not downloaded with the hash its list gives", p.Name, p.Version)
+		} else if !p.cached() {
+			return fmt.Errorf("%w: %s %s was not downloaded with the hash its list gives", ErrPackageHash, p.Name, p.Version)
 		}
 	}
 	return nil
@@ -390,12 +397,32 @@ func field(stanza, name string) string {
 	return ""
 }
 
+// harmless are the settings of Go that say where things lie and come from.
+// What comes is checked by hash.
+var harmless = []string{"GOROOT", "GOPATH", "GOCACHE", "GOMODCACHE", "GOTMPDIR", "GOENV", "GOTOOLCHAIN", "GOPROXY", "GOSUMDB",
+	"GONOSUMDB", "GONOPROXY", "GOPRIVATE", "GOINSECURE", "GOAUTH", "GOVCS", "GOMAXPROCS", "GOTELEMETRY"}
+
+// steers says whether a variable would change what compilers make. None
+// reaches them: the image must not depend on the builder's profile.
+func steers(variable string) bool {
+	name, _, _ := strings.Cut(variable, "=")
+	for _, prefix := range []string{"CGO_", "GCC_", "PKG_CONFIG", "HPCR_"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	if slices.Contains([]string{"CC", "CXX", "AR", "LD", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH",
+		"COMPILER_PATH", "SOURCE_DATE_EPOCH"}, name) {
+		return true
+	}
+	return strings.HasPrefix(name, "GO") && !slices.Contains(harmless, name)
+}
+
 // output runs a command and returns its stdout; stderr comes with the error.
 func output(ctx context.Context, dir string, env []string, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
-	cmd.Env = append(cmd.Env, env...)
+	cmd.Env = slices.Concat(slices.DeleteFunc(os.Environ(), steers), []string{"LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"}, env)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

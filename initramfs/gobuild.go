@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -15,9 +14,10 @@ import (
 
 const (
 	modulePath = "hpcr"
-	goTags     = "no_btrfs,no_devmapper,no_zfs,no_cri,no_systemd,no_tracing,no_rdt,netgo,osusergo,urfave_cli_no_docs"
+	goTags     = "no_btrfs,no_devmapper,no_zfs,no_cri,no_systemd,no_tracing,no_rdt,netgo,osusergo,urfave_cli_no_docs,grpcnotrace"
 	runcTags   = "seccomp,runc_nocriu,netgo,osusergo,urfave_cli_no_docs"
 	runcModule = "github.com/opencontainers/runc"
+	ctrdModule = "github.com/containerd/containerd/v2"
 )
 
 // Source is the tree the guest's programs are built from.
@@ -104,13 +104,22 @@ func goArgs(tags, ldflags string) []string {
 	return []string{"-trimpath", "-buildvcs=false", "-mod=readonly", "-tags", tags, "-ldflags", ldflags}
 }
 
+// goEnv is the environment of a Go build, beside what output lets through.
+func goEnv(arch, cgo string) []string {
+	return []string{"CGO_ENABLED=" + cgo, "GOOS=linux", "GOARCH=" + arch, "GOAMD64=v1", "GOFLAGS=-mod=readonly", "GOWORK=off"}
+}
+
+func flavourTags(dev bool) string {
+	if dev {
+		return goTags + ",dev"
+	}
+	return goTags
+}
+
 // buildAgent builds the guest's static binary and returns its file in the cache.
 func (s *Source) buildAgent(ctx context.Context, arch, pkg string, dev bool, log io.Writer) (string, error) {
-	tags := goTags
-	if dev {
-		tags += ",dev"
-	}
-	env := []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + arch, "GOFLAGS=", "GOWORK=off"}
+	tags := flavourTags(dev)
+	env := goEnv(arch, "0")
 	args := goArgs(tags, "-s -w -buildid=")
 	key, err := s.sourceHash(ctx, tags, env, pkg)
 	if err != nil {
@@ -135,11 +144,11 @@ func (s *Source) goBuild(ctx context.Context, key, pkg string, env, args []strin
 	})
 }
 
-// sourceHash is the content of all our packages behind pkg, and the versions
+// sourceHash is the content of all our packages behind pkgs, and the versions
 // of all modules: what decides whether a built binary can be used again.
-func (s *Source) sourceHash(ctx context.Context, tags string, env []string, pkg string) (string, error) {
-	out, err := output(ctx, s.Root, env, "go", "list", "-mod=readonly", "-deps", "-tags", tags,
-		"-json=ImportPath,Dir,Standard,Module,GoFiles,EmbedFiles,SFiles,HFiles", pkg)
+func (s *Source) sourceHash(ctx context.Context, tags string, env []string, pkgs ...string) (string, error) {
+	out, err := output(ctx, s.Root, env, "go", append([]string{"list", "-mod=readonly", "-deps", "-tags", tags,
+		"-json=ImportPath,Dir,Standard,Module,GoFiles,EmbedFiles,SFiles,HFiles"}, pkgs...)...)
 	if err != nil {
 		return "", err
 	}
@@ -177,19 +186,12 @@ func (s *Source) sourceHash(ctx context.Context, tags string, env []string, pkg 
 
 // buildRunc builds the static runc of the module's version with seccomp. It is
 // the only program that needs a C compiler.
-func (s *Source) buildRunc(ctx context.Context, arch string, seccomp []string, log io.Writer) (string, error) {
-	out, err := output(ctx, s.Root, []string{"GOFLAGS=", "GOWORK=off"}, "go", "list", "-mod=readonly", "-m", "-f", "{{.Version}}", runcModule)
-	if err != nil {
+func (s *Source) buildRunc(ctx context.Context, arch string, tools Toolchain, seccomp []string, log io.Writer) (string, error) {
+	if err := Have("pkg-config"); err != nil {
 		return "", err
 	}
-	version := strings.TrimSpace(string(out))
-	cc, triplet, args := "gcc", triplet(arch), []string(nil)
-	if arch != runtime.GOARCH {
-		cc = triplet + "-gcc"
-	}
-	if err := Have(cc, "pkg-config"); err != nil {
-		return "", err
-	}
+	var args []string
+	triplet := triplet(arch)
 	// libseccomp's folders of header, archive and pkg-config file are one tree.
 	root, err := overlay(seccomp)
 	if err != nil {
@@ -200,18 +202,17 @@ func (s *Source) buildRunc(ctx context.Context, arch string, seccomp []string, l
 	} else {
 		args = goArgs(runcTags, "-s -w -buildid= -extldflags -static")
 	}
-	env := []string{
-		"CGO_ENABLED=1", "GOOS=linux", "GOARCH=" + arch, "GOFLAGS=", "GOWORK=off", "CC=" + cc,
-		"CGO_CFLAGS=-O2 -g0", "CGO_LDFLAGS=-O2",
-		"PKG_CONFIG_SYSROOT_DIR=" + root,
-		"PKG_CONFIG_LIBDIR=" + filepath.Join(root, "usr/lib", triplet, "pkgconfig"),
+	env := append(goEnv(arch, "1"),
+		"CC="+compilerName(arch), "CGO_CFLAGS=-O2 -g0", "CGO_LDFLAGS=-O2",
+		"PKG_CONFIG_SYSROOT_DIR="+root,
+		"PKG_CONFIG_LIBDIR="+filepath.Join(root, "usr/lib", triplet, "pkgconfig"),
 		"PKG_CONFIG_ALLOW_SYSTEM_CFLAGS=1", "PKG_CONFIG_ALLOW_SYSTEM_LIBS=1",
-	}
-	gcc, err := output(ctx, "", nil, cc, "-dumpfullversion", "-dumpmachine")
+	)
+	runc, err := tools.module(runcModule)
 	if err != nil {
 		return "", err
 	}
-	key := hashStrings(append([]string{s.Go, version, arch, string(gcc), filepath.Base(root)}, args...)...)
+	key := hashStrings(append([]string{s.Go, runc.Version, runc.Sum, arch, tools.Compiler.Version, tools.Compiler.Links, filepath.Base(root)}, args...)...)
 	return s.goBuild(ctx, key, runcModule, env, args, log)
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -27,6 +28,13 @@ func kernelWant(arch string) (Want, error) {
 		return Want{"linux-image-s390x", backports}, nil
 	}
 	return Want{}, fmt.Errorf("architecture %q: want amd64 or s390x", arch)
+}
+
+// imageWants lists an image's packages: the kernel, the userland, and what
+// runc is built with.
+func imageWants(arch string) ([]Want, error) {
+	kernel, err := kernelWant(arch)
+	return slices.Concat([]Want{kernel}, userlandPackages, seccompPackages), err
 }
 
 // kernel is an unpacked kernel package with depmod's tables.

@@ -15,37 +15,26 @@ import (
 
 // Debian packages whose files enter the guest.
 var userlandPackages = []Want{
-	{"e2fsprogs", ""}, {"libext2fs2", ""}, {"libcom-err2", ""}, {"libss2", ""},
+	{"e2fsprogs", ""}, {"libext2fs2", ""}, {"libcom-err2", ""},
 	{"libuuid1", ""}, {"libblkid1", ""}, {"libc6", ""}, {"ca-certificates", ""},
 }
 
 // Packages that only the build of runc reads.
 var seccompPackages = []Want{{"libseccomp-dev", ""}, {"libseccomp2", ""}}
 
-// programs of the guest that are not ours: path in the guest → further names.
-var programs = map[string][]string{
-	"sbin/mke2fs":    {"sbin/mkfs.ext4"},
-	"sbin/e2fsck":    {"sbin/fsck.ext4"},
-	"sbin/resize2fs": nil,
-}
+// programs of the guest that are not ours; package disk runs them.
+var programs = []string{"sbin/e2fsck", "sbin/mke2fs"}
 
 // addPrograms copies the programs with the libraries they need.
 func addPrograms(t *Tree, roots []string, arch string) error {
-	queue := []string{}
-	for name, links := range programs {
+	for _, name := range programs {
 		data, err := findIn(roots, name)
 		if err != nil {
 			return err
 		}
 		t.File(name, 0o755, data)
-		for _, l := range links {
-			if err := t.Link(l, name); err != nil {
-				return err
-			}
-		}
-		queue = append(queue, name)
 	}
-	slices.Sort(queue)
+	queue := slices.Clone(programs)
 	for len(queue) > 0 {
 		name := queue[0]
 		queue = queue[1:]

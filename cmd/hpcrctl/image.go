@@ -37,7 +37,10 @@ an older image.
 Without it the image refuses to touch a contract outside of Secure Execution.
 The keys must be of the same flavour.
 
-Packages are resolved once and kept (see 'hpcrctl image update').`,
+Debian's packages are resolved once and kept, so a machine's builds are equal;
+where they differ from initramfs/image.lock, a note says so. --locked takes
+exactly what the lock names: packages by hash, Go, runc, containerd and the C
+compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 		Example: `  hpcrctl image build --arch amd64 --keys keys --dev --out image
   hpcrctl image build --arch s390x --keys keys-new --keys keys-old --policy policy.yaml --out image`,
 		Args: cobra.NoArgs,
@@ -70,6 +73,7 @@ Packages are resolved once and kept (see 'hpcrctl image update').`,
 	f.StringVar(&o.Arch, "arch", "", "architecture: amd64 or s390x")
 	f.StringArrayVar(&o.Keys, "keys", nil, "keys folder; may be repeated, the first signs")
 	f.BoolVar(&o.Dev, "dev", false, "build a dev image, which boots outside of Secure Execution")
+	f.BoolVar(&o.Locked, "locked", false, "build from exactly what initramfs/image.lock names")
 	f.StringVar(&o.Policy, "policy", "", "policy file (YAML)")
 	f.StringArrayVar(&hostKeys, "host-key-document", nil, "host key document of a machine that may run the image")
 	f.StringVar(&o.Out, "out", "", "image folder to make or replace")
@@ -110,24 +114,29 @@ you trust. Exit 0: all parts are equal.`,
 }
 
 func newImageUpdateCmd() *cobra.Command {
-	return &cobra.Command{
+	var source string
+	cmd := &cobra.Command{
 		Use:   "update",
-		Short: "Let the next build take Debian's newest packages",
-		Long: `Image builds remember which Debian packages they resolved to, so that a second
-build gives the same image and needs no network. This forgets it: the next
-build asks the archive again, and may get a newer kernel.`,
+		Short: "Take Debian's newest packages, and lock them",
+		Long: `Resolve the newest packages for both architectures and rewrite the source tree's
+initramfs/image.lock with them, and with the versions of Go, runc, containerd and
+the C compiler of this machine. What changed is printed, a line each: review it
+and commit it. Builds without --locked use the same packages from then on.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, arch := range []string{"amd64", "s390x"} {
-				d, err := initramfs.NewDebian(arch, cmd.ErrOrStderr())
-				if err != nil {
-					return environment(err)
-				}
-				if err := d.Forget(); err != nil {
-					return err
-				}
+			changes, err := initramfs.Update(cmd.Context(), source, cmd.ErrOrStderr())
+			if err != nil {
+				return environment(err)
+			}
+			for _, c := range changes {
+				fmt.Fprintln(cmd.OutOrStdout(), c)
+			}
+			if len(changes) == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "nothing has changed")
 			}
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&source, "source", "", "source tree (default: found from the working folder)")
+	return cmd
 }

@@ -371,7 +371,7 @@ func TestVsockIsOffByDefault(t *testing.T) {
 	}
 	for arch, machine := range map[string]string{"amd64": "q35", "s390x": "s390-ccw-virtio"} {
 		for _, on := range []bool{false, true} {
-			args, err := arguments(Options{Image: dir, Dir: dir, Vsock: on, Memory: 512}, &initramfs.Manifest{Arch: arch})
+			args, err := arguments(Options{Image: dir, Dir: dir, Vsock: on, Memory: 512}, &initramfs.Manifest{Recipe: initramfs.Recipe{Arch: arch}})
 			if err != nil {
 				t.Fatal(err)
 			}

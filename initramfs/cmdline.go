@@ -1,0 +1,48 @@
+package initramfs
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// ErrCommandLine is a kernel command line that would open the guest.
+var ErrCommandLine = errors.New("kernel command line")
+
+// Parameters that give a shell, a debugger or a talkative kernel to whoever
+// has the console, or take a defence away. The list is a second pair of eyes
+// on commandLine: what stands there is measured, a slip in it is shipped.
+var (
+	openingNames = []string{
+		"debug", "shell", "init", "single", "emergency", "rescue", "break", "1", "s", "S",
+		"sysrq_always_enabled", "nokaslr", "nopti", "nosmap", "nosmep", "mitigations", "nosmt", "earlyprintk", "earlycon",
+		"ignore_loglevel", "initcall_debug", "no_hash_pointers", "no_console_suspend", "keep_bootcon", "netconsole", "nmi_watchdog",
+		"debugfs", "dyndbg", "slub_debug", "gdbstub", "kexec", "crashkernel", "iomem", "prot_virt", "kunit.enable",
+	}
+	openingPrefixes = []string{"hpcr.", "agent.", "rd.", "systemd.", "kgdb", "ftrace", "trace_", "dyndbg", "usb-storage."}
+	fixedValues     = map[string]string{"rdinit": "/init", "lockdown": "confidentiality", "module.sig_enforce": "1", "loglevel": "3"}
+)
+
+func checkCommandLine(line string) error {
+	seen := map[string]bool{}
+	for word := range strings.FieldsSeq(line) {
+		name, value, _ := strings.Cut(word, "=")
+		if slices.Contains(openingNames, name) || slices.ContainsFunc(openingPrefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			return fmt.Errorf("%w: %q opens the guest", ErrCommandLine, word)
+		}
+		if seen[name] {
+			return fmt.Errorf("%w: %q stands twice, and the kernel takes the last", ErrCommandLine, name)
+		}
+		seen[name] = true
+		if want, ok := fixedValues[name]; ok && value != want {
+			return fmt.Errorf("%w: %q, want %s=%s", ErrCommandLine, word, name, want)
+		}
+	}
+	for name := range fixedValues {
+		if !seen[name] {
+			return fmt.Errorf("%w: %s is missing", ErrCommandLine, name)
+		}
+	}
+	return nil
+}
