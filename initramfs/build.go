@@ -15,6 +15,7 @@ import (
 
 	"hpcr/contract"
 	"hpcr/disk/luks2"
+	"hpcr/initramfs/seimage"
 )
 
 // BuildOptions say what image to build.
@@ -28,6 +29,10 @@ type BuildOptions struct {
 	Source string // source tree; "" = found
 	Agent  string // package of the guest's binary, PID 1 included; "" = ./cmd/hpcr and ./cmd/hpcr-init
 	Log    io.Writer
+
+	// With documents of machines' host keys, se.img takes the place of the initrd.
+	HostKeyDocuments []string
+	HostKeyTrust     seimage.Trust
 }
 
 // Part is one file of an image, or a range of one.
@@ -51,6 +56,8 @@ type Manifest struct {
 	PolicyFile Part       `json:"policyFile"` // as the guest has it: the record's policy line
 	Modules    []string   `json:"modules"`
 	Inputs     string     `json:"inputs"` // hash over the recipe: equal inputs, equal base
+
+	SecureExecution *SecureExecution `json:"secureExecution,omitempty"`
 }
 
 // PublicKeys are the PEM public keys whose private halves the image holds.
@@ -66,6 +73,9 @@ const (
 	ParmFile     = "parmfile"
 	ManifestFile = "manifest.json"
 	SBOMFile     = "sbom.spdx.json"
+
+	// SecureImageFile stands in the place of InitrdFile.
+	SecureImageFile = "se.img"
 )
 
 // The hard links of the guest's two binaries; the first owns the bytes.
@@ -114,6 +124,10 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 		return nil, err
 	}
 	policy, err := readPolicy(o.Policy, o.Dev)
+	if err != nil {
+		return nil, err
+	}
+	machines, err := o.readHostKeys()
 	if err != nil {
 		return nil, err
 	}
@@ -202,15 +216,19 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	}
 	m.Base = Part{hashBytes(packed), int64(len(packed))}
 	initrd := slices.Concat(packed, rawKeys.Bytes())
-	sbom, err := m.sbom(agent, runc)
-	if err != nil {
-		return nil, err
-	}
+	defer clear(initrd)
 	files := map[string][]byte{
 		KernelFile: krn.image,
 		InitrdFile: initrd,
 		ParmFile:   []byte(m.CommandLine),
-		SBOMFile:   sbom,
+	}
+	if len(machines) > 0 {
+		if err := m.seal(ctx, o, src, files, machines); err != nil {
+			return nil, err
+		}
+	}
+	if files[SBOMFile], err = m.sbom(agent, runc); err != nil {
+		return nil, err
 	}
 	for name, data := range files {
 		m.Parts[name] = Part{hashBytes(data), int64(len(data))}
@@ -391,7 +409,7 @@ func ownFolder(dir string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrEnvironment, err)
 	}
-	known := []string{KernelFile, InitrdFile, ParmFile, ManifestFile, SBOMFile, "se.img"}
+	known := []string{KernelFile, InitrdFile, ParmFile, ManifestFile, SBOMFile, SecureImageFile}
 	for _, e := range entries {
 		if !slices.Contains(known, e.Name()) {
 			return fmt.Errorf("%w: %s holds %s, which is no part of an image: name another folder", ErrEnvironment, dir, e.Name())
@@ -418,6 +436,9 @@ func ReadManifest(file string) (*Manifest, error) {
 func Verify(dir string, m *Manifest) error {
 	var errs []error
 	names := []string{KernelFile, InitrdFile, ParmFile}
+	if m.SecureExecution != nil {
+		names[1] = SecureImageFile
+	}
 	for name := range m.Parts {
 		if !slices.Contains(names, name) {
 			names = append(names, name)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"hpcr/initramfs/seimage"
 )
 
 // What is refused must be refused before anything is fetched or written.
@@ -39,6 +41,9 @@ func TestBuildRefusesBeforeItWorks(t *testing.T) {
 		"missing policy":                {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: policy + "x"}, "no such file", true},
 		"a cost that disks refuse":      {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: cheap}, "outside the profile", false},
 		"a cost that fits no guest":     {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: dear}, "raise minMemoryMiB to 1024", false},
+		"host keys on amd64":            {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, HostKeyDocuments: []string{"f"}}, "only s390x", false},
+		"missing host key document":     {BuildOptions{Arch: "s390x", Keys: []string{dev}, Dev: true, HostKeyDocuments: []string{policy + "x"}, HostKeyTrust: seimage.Trust{None: true}}, "no such file", true},
+		"unverified host key document":  {BuildOptions{Arch: "s390x", Keys: []string{dev}, Dev: true, HostKeyDocuments: []string{filepath.Join(dev, "contract.crt")}}, "signing certificate", false},
 		"missing source":                {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Source: t.TempDir()}, "source tree", true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,6 +112,12 @@ func TestVerifySeesEveryChange(t *testing.T) {
 			}
 		})
 	}
+	// A Secure Execution image has se.img in the place of the initrd.
+	m.SecureExecution = &SecureExecution{}
+	if err := Verify(t.TempDir(), m); err == nil || !strings.Contains(err.Error(), SecureImageFile+": the manifest does not name it") {
+		t.Errorf("got %v", err)
+	}
+	m.SecureExecution = nil
 	// A manifest that leaves a part out, or points outside, proves nothing.
 	dir := filepath.Join(t.TempDir(), "image")
 	if err := replaceFolder(dir, good); err != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +23,9 @@ const (
 	suite     = "bookworm"
 	backports = "bookworm-backports"
 	security  = "bookworm-security"
+
+	// The loaders of Secure Execution images are in no earlier release.
+	loaders = "forky"
 )
 
 // Package is one Debian package that went into an image or a tool.
@@ -53,7 +57,19 @@ func NewDebian(arch string, log io.Writer) (*Debian, error) {
 	if err := Have("apt-get", "dpkg-deb"); err != nil {
 		return nil, err
 	}
-	return &Debian{arch: arch, dir: filepath.Join(cache, "debian", arch), log: log, sources: sourcesList}, nil
+	return &Debian{arch: arch, dir: filepath.Join(cache, "debian", arch), log: log, sources: sourcesList(suite, backports, security)}, nil
+}
+
+// newLoaderDebian has folders of its own: a later release must not offer its
+// packages to the image, nor stop a build that needs none of it.
+func newLoaderDebian(log io.Writer) (*Debian, error) {
+	d, err := NewDebian("s390x", log)
+	if err != nil {
+		return nil, err
+	}
+	d.dir += "-" + loaders
+	d.sources = sourcesList(loaders)
+	return d, nil
 }
 
 func (d *Debian) options(status string) []string {
@@ -281,44 +297,55 @@ func (d *Debian) Unpack(ctx context.Context, p Package) (string, error) {
 	})
 }
 
-// sourcesList writes our suites on the mirror that the machine is configured
+// sourcesList writes the suites on the mirror that the machine is configured
 // with. Where its lists were never fetched, they are, into a folder of ours.
-func sourcesList(ctx context.Context, dir string) (string, error) {
+func sourcesList(suites ...string) func(ctx context.Context, dir string) (string, error) {
+	return func(ctx context.Context, dir string) (string, error) {
+		main, sec, err := mirrors(ctx, dir)
+		if err != nil {
+			return "", err
+		}
+		var b strings.Builder
+		for _, s := range suites {
+			m := main
+			if s == security {
+				m = sec
+			}
+			if m.uri == "" {
+				continue // a machine may do without the security archive
+			}
+			b.WriteString("deb ")
+			if m.signedBy != "" {
+				fmt.Fprintf(&b, "[signed-by=%s] ", m.signedBy)
+			}
+			fmt.Fprintf(&b, "%s %s main\n", m.uri, s)
+		}
+		return b.String(), nil
+	}
+}
+
+func mirrors(ctx context.Context, dir string) (main, sec mirror, err error) {
 	targets, err := output(ctx, "", nil, "apt-get", "indextargets", "Created-By: Packages")
 	if err != nil {
-		return "", err
+		return main, sec, err
 	}
 	if len(bytes.TrimSpace(targets)) == 0 {
 		lists := filepath.Join(dir, "host-lists")
 		if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
-			return "", err
+			return main, sec, err
 		}
 		opt := []string{"-qq", "-oDir::State::Lists=" + lists, "-oAPT::Sandbox::User=root", "-oAPT::Update::Post-Invoke-Success=", "-oAcquire::Languages=none"}
 		if _, err := output(ctx, "", nil, "apt-get", append(opt, "update")...); err != nil {
-			return "", err
+			return main, sec, err
 		}
 		if targets, err = output(ctx, "", nil, "apt-get", append(opt, "indextargets", "Created-By: Packages")...); err != nil {
-			return "", err
+			return main, sec, err
 		}
 	}
-	main, sec := pickMirrors(string(targets))
-	if main.uri == "" {
-		return "", fmt.Errorf("apt is configured with no Debian archive of component main: add one to its sources")
+	if main, sec = pickMirrors(string(targets)); main.uri == "" {
+		return main, sec, errors.New("apt is configured with no Debian archive of component main: add one to its sources")
 	}
-	var b strings.Builder
-	line := func(m mirror, suite string) {
-		b.WriteString("deb ")
-		if m.signedBy != "" {
-			fmt.Fprintf(&b, "[signed-by=%s] ", m.signedBy)
-		}
-		fmt.Fprintf(&b, "%s %s main\n", m.uri, suite)
-	}
-	line(main, suite)
-	line(main, backports)
-	if sec.uri != "" {
-		line(sec, security)
-	}
-	return b.String(), nil
+	return main, sec, nil
 }
 
 // pickMirrors reads `apt-get indextargets` and finds Debian's main archive and

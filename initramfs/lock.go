@@ -34,6 +34,7 @@ type Lock struct {
 	Go            string              `json:"go"`
 	GoModules     []GoModule          `json:"goModules"`
 	Architectures map[string]ArchLock `json:"architectures"`
+	Loader        []Package           `json:"loader"` // of Secure Execution images
 }
 
 // ArchLock is what one architecture's images are built with.
@@ -89,6 +90,9 @@ func (l *Lock) Changes(now *Lock) []string {
 		old := l.Architectures[arch]
 		compare(arch+" compiler", old.Compiler.String(), new.Compiler.String())
 		each(old.Packages, new.Packages, func(p Package) string { return arch + " " + p.role() }, Package.String, compare)
+	}
+	if now.Loader != nil {
+		each(l.Loader, now.Loader, func(p Package) string { return "loader " + p.Name }, Package.String, compare)
 	}
 	return lines
 }
@@ -259,6 +263,13 @@ func Update(ctx context.Context, source string, log io.Writer) ([]string, error)
 			return nil, err
 		}
 		now.add(arch, tools, pkgs)
+	}
+	deb, err := newLoaderDebian(log)
+	if err != nil {
+		return nil, err
+	}
+	if now.Loader, err = deb.Renew(ctx, "loader", loaderPackages); err != nil {
+		return nil, err
 	}
 	changes := old.Changes(now)
 	if len(changes) == 0 {

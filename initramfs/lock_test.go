@@ -211,6 +211,10 @@ func TestALocksChangesAreSaidOneByOne(t *testing.T) {
 				"s390x libss2: libss2 1 (sha256 bbbbbbbbbbbb) is no longer used",
 			},
 		},
+		"another loader": {
+			&Lock{Go: old.Go, GoModules: old.GoModules, Loader: []Package{{Name: "s390-tools", Version: "2", SHA256: strings.Repeat("d", 64)}}},
+			[]string{"loader s390-tools: s390-tools 2 (sha256 dddddddddddd) is new"},
+		},
 		"what another architecture has does not count": {&Lock{Go: old.Go, GoModules: old.GoModules}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -308,5 +312,8 @@ func TestTheCommittedLockIsWhole(t *testing.T) {
 		if l.Compiler.Version == "" || len(l.Compiler.Links) != 64 {
 			t.Errorf("%s: compiler %v", arch, l.Compiler)
 		}
+	}
+	if l := lock.Loader; len(l) != 1 || l[0].Name != loaderPackages[0].Name || l[0].Arch != "s390x" || len(l[0].SHA256) != 64 {
+		t.Errorf("loader: %v", l)
 	}
 }

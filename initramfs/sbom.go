@@ -51,7 +51,11 @@ func (m *Manifest) sbom(binaries ...string) ([]byte, error) {
 		pkgs = append(pkgs, p)
 		relations = append(relations, relation{image.ID, "CONTAINS", p.ID})
 	}
-	for _, p := range m.Packages {
+	debs := m.Packages
+	if m.SecureExecution != nil {
+		debs = append(slices.Clone(debs), m.SecureExecution.Package)
+	}
+	for _, p := range debs {
 		add("deb-"+p.Name, p.Name, p.Version, fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s", p.Name, p.Version, p.Arch), p.SHA256)
 	}
 	modules := map[string]string{"stdlib": strings.TrimPrefix(m.Go, "go")}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +20,6 @@ func newImageCmd() *cobra.Command {
 
 func newImageBuildCmd() *cobra.Command {
 	var o initramfs.BuildOptions
-	var hostKeys []string
 	cmd := &cobra.Command{
 		Use:   "build --arch amd64|s390x --keys DIR --out DIR",
 		Short: "Build an image folder: kernel, initrd, parmfile, manifest and SBOM",
@@ -37,12 +37,22 @@ an older image.
 Without it the image refuses to touch a contract outside of Secure Execution.
 The keys must be of the same flavour.
 
+With --host-key-document (s390x) se.img takes the place of initrd: a Secure
+Execution image, which only the machines of these documents can open. The
+private keys are never written in clear. The documents are verified against
+IBM's signing certificate, the CA's certificate and their revocation lists,
+which you download beforehand (see docs/operations.md).
+
 Debian's packages are resolved once and kept, so a machine's builds are equal;
 where they differ from initramfs/image.lock, a note says so. --locked takes
 exactly what the lock names: packages by hash, Go, runc, containerd and the C
 compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 		Example: `  hpcrctl image build --arch amd64 --keys keys --dev --out image
-  hpcrctl image build --arch s390x --keys keys-new --keys keys-old --policy policy.yaml --out image`,
+  hpcrctl image build --arch s390x --keys keys-new --keys keys-old --policy policy.yaml --out image
+  hpcrctl image build --arch s390x --keys keys --host-key-document HKD-8561-0123456.crt \
+    --host-key-cert ibm-z-host-key-signing-gen2.crt --host-key-cert DigiCertCA.crt \
+    --host-key-crl ibm-z-host-key-gen2.crl --host-key-crl DigiCertTrustedRootG4.crl \
+    --host-key-crl DigiCertTrustedG4CodeSigningRSA4096SHA3842021CA1.crl --out image`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -52,19 +62,32 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 				return usage("--keys DIR is missing (make one with 'hpcrctl keys new')")
 			case o.Out == "":
 				return usage("--out DIR is missing")
-			case len(hostKeys) > 0:
-				return fmt.Errorf("--host-key-document: Secure Execution images (se.img) are not supported yet")
+			case len(o.HostKeyDocuments) > 0 && o.Arch != "s390x":
+				return usage("--host-key-document: only s390x has Secure Execution images")
+			case len(o.HostKeyDocuments) > 0 && !o.HostKeyTrust.None && len(o.HostKeyTrust.Certs) == 0:
+				return usage("--host-key-cert is missing: IBM Z's host key signing certificate and the CA's (or --no-verify-host-key)")
 			}
 			o.Log = cmd.ErrOrStderr()
+			o.HostKeyTrust.Now = time.Now()
 			m, err := initramfs.Build(cmd.Context(), o)
 			if err != nil {
 				return environment(err)
 			}
-			fmt.Fprintf(o.Log, "%s: %s image, %s, kernel %s, initrd %.1f MB (base %s)\n", o.Out, m.Flavour, m.Arch, m.Kernel,
-				float64(m.Parts[initramfs.InitrdFile].Size)/1e6, m.Base.SHA256[:16])
-			if !o.Dev {
+			big := initramfs.InitrdFile
+			if m.SecureExecution != nil {
+				big = initramfs.SecureImageFile
+			}
+			fmt.Fprintf(o.Log, "%s: %s image, %s, kernel %s, %s %.1f MB (base %s)\n", o.Out, m.Flavour, m.Arch, m.Kernel,
+				big, float64(m.Parts[big].Size)/1e6, m.Base.SHA256[:16])
+			switch {
+			case m.SecureExecution == nil && !o.Dev:
 				fmt.Fprintf(o.Log, "note: the private keys are readable in %s: whoever has the file reads every contract for this image\n",
 					filepath.Join(o.Out, initramfs.InitrdFile))
+			case m.SecureExecution != nil && o.Dev:
+				fmt.Fprintln(o.Log, "note: a dev image keeps its test channels open to the host, in Secure Execution too: no real contract belongs in it")
+			}
+			if m.SecureExecution != nil && o.HostKeyTrust.None {
+				fmt.Fprintln(o.Log, "warning: the host key documents were not verified: whoever made them may hold the key that opens this image")
 			}
 			return nil
 		},
@@ -75,7 +98,11 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 	f.BoolVar(&o.Dev, "dev", false, "build a dev image, which boots outside of Secure Execution")
 	f.BoolVar(&o.Locked, "locked", false, "build from exactly what initramfs/image.lock names")
 	f.StringVar(&o.Policy, "policy", "", "policy file (YAML)")
-	f.StringArrayVar(&hostKeys, "host-key-document", nil, "host key document of a machine that may run the image")
+	f.StringArrayVar(&o.HostKeyDocuments, "host-key-document", nil, "host key document of a machine that may run the image; may be repeated")
+	f.StringArrayVar(&o.HostKeyTrust.Certs, "host-key-cert", nil, "certificate to verify host key documents with: IBM's signing certificate, the CA's; may be repeated")
+	f.StringArrayVar(&o.HostKeyTrust.CRLs, "host-key-crl", nil, "revocation list of the signing key, the CA or the root; may be repeated")
+	f.StringVar(&o.HostKeyTrust.Root, "host-key-root", "", "root certificate of the chain (default: the system's)")
+	f.BoolVar(&o.HostKeyTrust.None, "no-verify-host-key", false, "take host key documents unverified")
 	f.StringVar(&o.Out, "out", "", "image folder to make or replace")
 	f.StringVar(&o.Source, "source", "", "source tree (default: found from the working folder)")
 	return cmd

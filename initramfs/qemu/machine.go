@@ -54,6 +54,9 @@ const eventPort = "org.hpcr.events"
 
 // arguments builds QEMU's command line.
 func arguments(o Options, m *initramfs.Manifest) ([]string, error) {
+	if m.SecureExecution != nil {
+		return nil, fmt.Errorf("%s is a Secure Execution image: only a machine whose host key it was built for can start it", o.Image)
+	}
 	bus := "pci"
 	var args []string
 	switch m.Arch {
