@@ -52,6 +52,7 @@ type Manifest struct {
 	Init       Part       `json:"init"`
 	Agent      Part       `json:"agent"`
 	Runc       Part       `json:"runc"`
+	Sizes      []Size     `json:"sizes"`
 	PublicKeys PublicKeys `json:"publicKeys"`
 	PolicyFile Part       `json:"policyFile"` // as the guest has it: the record's policy line
 	Modules    []string   `json:"modules"`
@@ -76,6 +77,14 @@ const (
 
 	// SecureImageFile stands in the place of InitrdFile.
 	SecureImageFile = "se.img"
+)
+
+// Files of the guest that the build writes and the agent reads.
+const (
+	caFile      = "etc/ssl/certs/ca-certificates.crt"
+	imageFile   = "etc/hpcr/image.json"
+	modulesFile = "etc/hpcr/modules.json"
+	policyFile  = "etc/hpcr/policy.json"
 )
 
 // The hard links of the guest's two binaries; the first owns the bytes.
@@ -217,6 +226,12 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	m.Base = Part{hashBytes(packed), int64(len(packed))}
 	initrd := slices.Concat(packed, rawKeys.Bytes())
 	defer clear(initrd)
+	if m.Sizes, err = base.sizes(); err != nil {
+		return nil, err
+	}
+	m.Sizes = append(m.Sizes,
+		Size{"base", int64(raw.Len()), m.Base.Size}, Size{"keys", int64(rawKeys.Len()), int64(rawKeys.Len())},
+		Size{"initrd", int64(raw.Len() + rawKeys.Len()), int64(len(initrd))}, Size{"kernel", int64(len(krn.image)), int64(len(krn.image))})
 	files := map[string][]byte{
 		KernelFile: krn.image,
 		InitrdFile: initrd,
@@ -316,7 +331,7 @@ func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent
 	if err != nil {
 		return nil, err
 	}
-	t.File("etc/ssl/certs/ca-certificates.crt", 0o644, bundle)
+	t.File(caFile, 0o644, bundle)
 	t.File("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"))
 	t.File("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	t.Symlink("etc/mtab", "/proc/self/mounts")
@@ -343,23 +358,22 @@ func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent
 		}
 	}
 	slices.Sort(m.Modules)
-	for name, v := range map[string]any{
-		"modules.json": map[string]any{"groups": groups},
-		"policy.json":  m.Policy,
-		"image.json": map[string]any{
-			"version": m.Version, "arch": m.Arch, "flavour": m.Flavour, "buildTime": m.BuildTime, "kernel": m.Kernel,
-		},
-	} {
+	for name, v := range map[string]any{modulesFile: map[string]any{"groups": groups}, policyFile: m.Policy, imageFile: imageFacts(m)} {
 		data, err := json.Marshal(v)
 		if err != nil {
 			return nil, err
 		}
-		t.File("etc/hpcr/"+name, 0o644, data)
-		if name == "policy.json" {
+		t.File(name, 0o644, data)
+		if name == policyFile {
 			m.PolicyFile = Part{hashBytes(data), int64(len(data))}
 		}
 	}
 	return t, nil
+}
+
+// imageFacts is what the guest learns of its own image (agent/boot.Image).
+func imageFacts(m *Manifest) map[string]any {
+	return map[string]any{"version": m.Version, "arch": m.Arch, "flavour": m.Flavour, "buildTime": m.BuildTime, "kernel": m.Kernel}
 }
 
 // replaceFolder writes a folder beside the old one and swaps them, so that a
@@ -416,51 +430,4 @@ func ownFolder(dir string) error {
 		}
 	}
 	return nil
-}
-
-// ReadManifest reads a manifest file.
-func ReadManifest(file string) (*Manifest, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrEnvironment, err)
-	}
-	var m Manifest
-	if err := json.Unmarshal(data, &m); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return &m, nil
-}
-
-// Verify compares an image folder's files with a manifest. It proves that
-// they are the files the manifest speaks of, not that the manifest is true.
-func Verify(dir string, m *Manifest) error {
-	var errs []error
-	names := []string{KernelFile, InitrdFile, ParmFile}
-	if m.SecureExecution != nil {
-		names[1] = SecureImageFile
-	}
-	for name := range m.Parts {
-		if !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		want, ok := m.Parts[name]
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s: the manifest does not name it", name))
-			continue
-		}
-		if filepath.Base(name) != name {
-			errs = append(errs, fmt.Errorf("the manifest names a part outside of the folder: %q", name))
-			continue
-		}
-		sum, size, err := hashFile(filepath.Join(dir, name))
-		if err != nil {
-			errs = append(errs, err)
-		} else if sum != want.SHA256 || size != want.Size {
-			errs = append(errs, fmt.Errorf("%s: sha256 is %s (%d bytes), the manifest says %s (%d bytes)", name, sum, size, want.SHA256, want.Size))
-		}
-	}
-	return errors.Join(errs...)
 }

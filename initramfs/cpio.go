@@ -24,6 +24,7 @@ type node struct {
 }
 
 const (
+	typeMask = 0o170000
 	typeDir  = 0o040000
 	typeFile = 0o100000
 	typeLink = 0o120000
@@ -60,7 +61,7 @@ func (t *Tree) Symlink(name, target string) {
 // Link adds a hard link to a file of the tree.
 func (t *Tree) Link(name, existing string) error {
 	n := t.nodes[clean(existing)]
-	if n == nil || n.mode&0o170000 != typeFile {
+	if n == nil || n.mode&typeMask != typeFile {
 		return fmt.Errorf("hard link %s: no file %s in the tree", name, existing)
 	}
 	if n.target != nil {
@@ -95,7 +96,7 @@ func (t *Tree) Write(w io.Writer, mtime time.Time) error {
 			inode[o] = len(inode) + 1
 		}
 		nlink := links[o]
-		if n.mode&0o170000 == typeDir {
+		if n.mode&typeMask == typeDir {
 			nlink = 2
 		}
 		data := o.data

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -79,6 +81,7 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 			}
 			fmt.Fprintf(o.Log, "%s: %s image, %s, kernel %s, %s %.1f MB (base %s)\n", o.Out, m.Flavour, m.Arch, m.Kernel,
 				big, float64(m.Parts[big].Size)/1e6, m.Base.SHA256[:16])
+			m.PrintSizes(o.Log)
 			switch {
 			case m.SecureExecution == nil && !o.Dev:
 				fmt.Fprintf(o.Log, "note: the private keys are readable in %s: whoever has the file reads every contract for this image\n",
@@ -112,32 +115,67 @@ func newImageVerifyCmd() *cobra.Command {
 	var image, manifest string
 	cmd := &cobra.Command{
 		Use:   "verify --image DIR",
-		Short: "Compare an image folder's files with its manifest, or with one you trust",
-		Long: `Hash the parts of an image folder and compare them with the manifest in it, or
-with the one that --manifest names: one you built yourself or got from someone
-you trust. Exit 0: all parts are equal.`,
+		Short: "Compare an image with its manifest, and with that of another builder",
+		Long: `Hash the parts of an image folder and compare them with its manifest; unpack its
+initrd, and do the same with the keyless base, init, agent, runc, policy and
+modules in it; check that nothing stands behind the base but the keys whose
+public halves the manifest names. (A Secure Execution image is encrypted: only
+its files are hashed.)
+
+That proves the image to be what its own manifest says. --manifest names one that
+you trust, of somebody who built the same source: kernel, command line and base
+must be equal, whatever keys are in the two images. Where they are not, the
+inputs that differ are named. With equal keys the initrds must be equal too.
+
+Exit 0: all is equal; 1: something is not; 2: no manifest can be read.`,
+		Example: `  hpcrctl image verify --image image
+  hpcrctl image verify --image image --manifest theirs/manifest.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if image == "" {
 				return usage("--image DIR is missing")
 			}
-			if manifest == "" {
-				manifest = filepath.Join(image, initramfs.ManifestFile)
-			}
-			m, err := initramfs.ReadManifest(manifest)
+			m, other, err := readManifests(image, manifest)
 			if err != nil {
 				return environment(err)
 			}
 			if err := initramfs.Verify(image, m); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d parts are as the manifest says\n", image, len(m.Parts))
+			if err := initramfs.SameBase(m, other); err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			fmt.Fprintf(out, "kernel %s\nbase   %s\ninit   %s\nagent  %s\nrunc   %s\ninputs %s\n", m.Parts[initramfs.KernelFile].SHA256,
+				m.Base.SHA256, m.Init.SHA256, m.Agent.SHA256, m.Runc.SHA256, m.Inputs)
+			if m.SecureExecution != nil {
+				fmt.Fprintf(out, "%s: its files are as its manifest says; %s is encrypted, what it holds was not looked at\n", image, initramfs.SecureImageFile)
+			} else {
+				fmt.Fprintf(out, "%s: is what its manifest says, and behind the base it holds the manifest's keys and no other file\n", image)
+			}
+			if manifest != "" {
+				fmt.Fprintf(out, "%s: speaks of the same kernel, command line and base\n", manifest)
+			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&image, "image", "", "image folder")
-	cmd.Flags().StringVar(&manifest, "manifest", "", "manifest to compare with (default: the folder's own)")
+	cmd.Flags().StringVar(&manifest, "manifest", "", "manifest of another builder to compare with")
 	return cmd
+}
+
+// readManifests gives the manifest of an image folder and the one to compare
+// it with; either stands for the other where that is missing.
+func readManifests(image, file string) (own, other *initramfs.Manifest, err error) {
+	own, err = initramfs.ReadManifest(filepath.Join(image, initramfs.ManifestFile))
+	if file == "" {
+		return own, own, err
+	}
+	other, err2 := initramfs.ReadManifest(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return other, other, err2
+	}
+	return own, other, errors.Join(err, err2)
 }
 
 func newImageUpdateCmd() *cobra.Command {
