@@ -121,12 +121,9 @@ func (r netReader) link(name string, a at) Link {
 	}
 	r.only(a, "dhcp4", "mtu", "addresses", "gateway4", "routes", "nameservers")
 	d := a.get("dhcp4")
-	if !d.present() || d.n.kind != scalarNode || d.n.tag != "!!bool" {
+	if !d.present() || setBool(&l.DHCP, d.n) != nil {
 		r.fail(networkCode, d, "dhcp4 must say true or false", "write dhcp4: true, or dhcp4: false with addresses")
 		return l
-	}
-	if err := setBool(&l.DHCP, d.n); err != nil {
-		r.failCause(err, networkCode, d, "dhcp4 must say true or false", "write dhcp4: true, or dhcp4: false with addresses")
 	}
 	if m := a.get("mtu"); m.present() {
 		if err := setInt(&l.MTU, m.n, 68, 65535); err != nil {

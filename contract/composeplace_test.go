@@ -49,7 +49,7 @@ func TestComposePlaces(t *testing.T) {
 			"HPL06010E", "/workload/compose/services/#1/image", "/workload/compose/services/web/image", "compose", 3},
 		"build": {"docker-compose.yml", "services:\n  web:\n    image: " + pinned + "\n    build: .\n",
 			"HPL06009E", "/workload/compose/services/#1/build", "/workload/compose/services/web/build", "compose", 4},
-		"not YAML":        {"docker-compose.yml", "services: [\n", "HPL06009E", "/workload/compose", "/workload/compose", "compose", 2},
+		"not YAML":        {"docker-compose.yml", "services: [\n", "HPL06009E", "/workload/compose", "/workload/compose", "compose", 1},
 		"no compose file": {"compose.yaml", "services: {}\n", "HPL06008E", "/workload/compose/archive", "/workload/compose/archive", "workload", 7},
 	}
 	for name, tt := range tests {

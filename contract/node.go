@@ -96,6 +96,11 @@ func parseYAML(doc string, data []byte) (*node, *yamlError) {
 		var le *yaml.LoadError
 		if errors.As(err, &le) {
 			e.line, e.col = le.Mark.Line, le.Mark.Column
+			// What is still open at the end is missed behind the last line.
+			text := bytes.TrimRight(data, "\n")
+			if lines := bytes.Count(text, []byte("\n")) + 1; e.line > lines {
+				e.line, e.col = lines, len(text)-bytes.LastIndexByte(text, '\n')
+			}
 		}
 		return nil, e
 	}

@@ -2,6 +2,7 @@ package contract
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/hex"
@@ -34,6 +35,11 @@ type manifest struct {
 			Code    hpl.Code
 			Warning bool
 		}
+	}
+	Attestation []struct {
+		Record, Encrypted, Signature string
+		DecryptWith                  string `json:"decrypt_with"`
+		VerifyWith                   string `json:"verify_with"`
 	}
 	LUKS []struct {
 		Env           string `json:"env_seed"`
@@ -250,6 +256,40 @@ func TestPassphraseVectors(t *testing.T) {
 		}
 		if got := string(VolumePassphrase([]byte(v.Workload), []byte(v.Env)).Bytes()); got != v.WorkloadFirst {
 			t.Errorf("%q, %q reversed: %s", v.Env, v.Workload, got)
+		}
+	}
+}
+
+// The lines of HPCR's record that the contract decides are ours; the token of
+// an encrypted record opens, and the record's signature holds.
+func TestAttestationVectors(t *testing.T) {
+	for _, v := range loadManifest(t).Attestation {
+		record := readFile(t, vectors, v.Record)
+		plain, err := OpenToken(string(readFile(t, vectors, v.Encrypted)), []*rsa.PrivateKey{rsaKey(t, filepath.Base(v.DecryptWith))}, false, isText)
+		if err != nil || !bytes.Equal(plain.Bytes(), record) {
+			t.Errorf("the encrypted record: %v", err)
+		}
+		pub, _, err := rsaPublic(pemBlocks(readFile(t, vectors, v.VerifyWith)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(record)
+		if err := rsa.VerifyPKCS1v15(pub, crypto.SHA256, sum[:], readFile(t, vectors, v.Signature)); err != nil {
+			t.Error(err)
+		}
+		cidata := filepath.Join("attestation", "cidata")
+		r := vectorRun(t, filepath.Join(cidata, "user-data"), features{logRouter: true})
+		r.files.MetaData, r.files.VendorData = readFile(t, vectors, cidata, "meta-data"), readFile(t, vectors, cidata, "vendor-data")
+		if _, err := r.verdict(); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range r.plan.Digests {
+			if line := d.SHA256 + " " + d.Name + "\n"; !bytes.Contains(record, []byte(line)) {
+				t.Errorf("the record has no line %q", line)
+			}
+		}
+		if len(r.plan.Digests) != 6 {
+			t.Errorf("%d lines", len(r.plan.Digests))
 		}
 	}
 }
