@@ -16,18 +16,19 @@ func runSections(t testing.TB, sections map[string]string, lint bool) *run {
 	return r
 }
 
-// Warnings that a good contract may carry.
+// warnings are changes of the base that a good contract may carry.
+var warnings = map[string]struct{ section, old, new, path string }{
+	"unknown key in workload":  {"workload", "images:", "image: x\nimages:", "/workload/image"},
+	"leftover logDNA":          {"env", "  syslog:\n", "  logDNA: {}\n  syslog:\n", "/env/logging/logDNA"},
+	"short old seed":           {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: short", "/env/volumes/data/seed"},
+	"seed with a blank":        {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: envseed with blanks", "/env/volumes/data/seed"},
+	"mask as a seed":           {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: '***************'", "/env/volumes/data/seed"},
+	"archive in several lines": {"workload", "archive: H4sI", "archive: |\n    H4sI\n    ", "/workload/compose/archive"},
+}
+
 func TestWarnings(t *testing.T) {
 	base := baseSections(t)
-	tests := map[string]struct{ section, old, new, path string }{
-		"unknown key in workload":  {"workload", "images:", "image: x\nimages:", "/workload/image"},
-		"leftover logDNA":          {"env", "  syslog:\n", "  logDNA: {}\n  syslog:\n", "/env/logging/logDNA"},
-		"short old seed":           {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: short", "/env/volumes/data/seed"},
-		"seed with a blank":        {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: envseed with blanks", "/env/volumes/data/seed"},
-		"mask as a seed":           {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: '***************'", "/env/volumes/data/seed"},
-		"archive in several lines": {"workload", "archive: H4sI", "archive: |\n    H4sI\n    ", "/workload/compose/archive"},
-	}
-	for name, tt := range tests {
+	for name, tt := range warnings {
 		t.Run(name, func(t *testing.T) {
 			sections := map[string]string{"workload": base["workload"], "env": base["env"]}
 			sections[tt.section] = strings.Replace(base[tt.section], tt.old, tt.new, 1)
