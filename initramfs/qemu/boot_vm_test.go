@@ -27,8 +27,8 @@ func archs() []string {
 	return []string{"amd64", "s390x"}
 }
 
-// image builds an image around the smallest init; add goes to its command line.
-func image(t *testing.T, arch, add string) string {
+// build makes an image around the smallest init.
+func build(t *testing.T, o initramfs.BuildOptions) string {
 	t.Helper()
 	keys := t.TempDir()
 	for _, name := range []string{"contract", "attestation"} {
@@ -38,13 +38,18 @@ func image(t *testing.T, arch, add string) string {
 			t.Fatalf("%v: %s (openssl missing? run make deps)", err, out)
 		}
 	}
-	dir := filepath.Join(t.TempDir(), "image")
-	_, err := initramfs.Build(context.Background(), initramfs.BuildOptions{
-		Arch: arch, Keys: []string{keys}, Dev: true, Out: dir, Agent: "./initramfs/testdata/init", Log: os.Stderr,
-	})
-	if err != nil {
+	o.Keys, o.Dev, o.Agent, o.Log = []string{keys}, true, "./initramfs/testdata/init", os.Stderr
+	o.Out = filepath.Join(t.TempDir(), "image")
+	if _, err := initramfs.Build(context.Background(), o); err != nil {
 		t.Fatal(err)
 	}
+	return o.Out
+}
+
+// image is one that can be booted; add goes to its command line.
+func image(t *testing.T, arch, add string) string {
+	t.Helper()
+	dir := build(t, initramfs.BuildOptions{Arch: arch})
 	parm := filepath.Join(dir, initramfs.ParmFile)
 	line, err := os.ReadFile(parm)
 	if err != nil {

@@ -76,6 +76,14 @@ func Unpack(image []byte, host *ecdh.PrivateKey) (*Guest, error) {
 	return g, g.arguments(parts)
 }
 
+// Start is the memory image with its initial PSW at the entry, as the guest
+// finds it: a machine without Secure Execution can start it.
+func (g *Guest) Start() []byte {
+	b := bytes.Clone(g.Memory)
+	be.PutUint64(b, 0x0008000180000000|g.Entry)
+	return b
+}
+
 // unwrap finds the slot of this host key.
 func unwrap(header []byte, slots uint64, host *ecdh.PrivateKey) ([]byte, error) {
 	point := host.PublicKey().Bytes()[1:]
