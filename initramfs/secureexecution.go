@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"hpcr/initramfs/seimage"
 )
@@ -65,19 +66,67 @@ func (m *Manifest) seal(ctx context.Context, o BuildOptions, src *Source, files 
 		return fmt.Errorf("%s: %w", SecureImageFile, err)
 	}
 	files[SecureImageFile] = image
-	m.SecureExecution = &SecureExecution{
-		PLD: hex.EncodeToString(header.PLD[:]), ALD: hex.EncodeToString(header.ALD[:]), TLD: hex.EncodeToString(header.TLD[:]),
-		Tag: hex.EncodeToString(header.Tag[:]), Flags: fmt.Sprintf("%#x", header.Flags), Verified: !o.HostKeyTrust.None,
-		Package: pkg, Initrd: Part{hashBytes(initrd), int64(len(initrd))},
-		Loader: map[string]Part{
-			stage3a: {hashBytes(loader.Stage3a), int64(len(loader.Stage3a))},
-			stage3b: {hashBytes(loader.Stage3b), int64(len(loader.Stage3b))},
-		},
+	s := publicPart(header)
+	for i, k := range keys {
+		s.HostKeys[i].Document = filepath.Base(k.File)
 	}
-	for _, k := range keys {
-		m.SecureExecution.HostKeys = append(m.SecureExecution.HostKeys, HostKey{filepath.Base(k.File), hex.EncodeToString(k.Hash[:])})
+	s.Verified, s.Package, s.Initrd = !o.HostKeyTrust.None, pkg, Part{hashBytes(initrd), int64(len(initrd))}
+	s.Loader = map[string]Part{
+		stage3a: {hashBytes(loader.Stage3a), int64(len(loader.Stage3a))},
+		stage3b: {hashBytes(loader.Stage3b), int64(len(loader.Stage3b))},
 	}
+	m.SecureExecution = s
 	return nil
+}
+
+// publicPart is what anybody can read in an image.
+func publicPart(h *seimage.Header) *SecureExecution {
+	s := &SecureExecution{
+		PLD: hex.EncodeToString(h.PLD[:]), ALD: hex.EncodeToString(h.ALD[:]), TLD: hex.EncodeToString(h.TLD[:]),
+		Tag: hex.EncodeToString(h.Tag[:]), Flags: fmt.Sprintf("%#x", h.Flags),
+	}
+	for _, hash := range h.HostKeys {
+		s.HostKeys = append(s.HostKeys, HostKey{PHKH: hex.EncodeToString(hash[:])})
+	}
+	return s
+}
+
+// verify compares se.img's public part with the manifest: tags, machines and
+// flags. What is inside only those machines can read.
+func (s *SecureExecution) verify(dir string) error {
+	if exists(filepath.Join(dir, InitrdFile)) {
+		return fmt.Errorf("%s is no part of a Secure Execution image: one with keys would open every contract", InitrdFile)
+	}
+	image, err := os.ReadFile(filepath.Join(dir, SecureImageFile))
+	if err != nil {
+		return err
+	}
+	h, err := seimage.ReadHeader(image)
+	if err != nil {
+		return fmt.Errorf("%s: %w", SecureImageFile, err)
+	}
+	if err := h.Check(); err != nil {
+		return fmt.Errorf("%s: %w", SecureImageFile, err)
+	}
+	got := publicPart(h)
+	keys := func(s *SecureExecution) (hashes []string) {
+		for _, k := range s.HostKeys {
+			hashes = append(hashes, k.PHKH)
+		}
+		return hashes
+	}
+	for _, c := range []struct {
+		what string
+		same bool
+	}{
+		{"PLD", got.PLD == s.PLD}, {"ALD", got.ALD == s.ALD}, {"TLD", got.TLD == s.TLD}, {"tag", got.Tag == s.Tag},
+		{"flags", got.Flags == s.Flags}, {"host keys", slices.Equal(keys(got), keys(s))},
+	} {
+		if !c.same {
+			err = errors.Join(err, fmt.Errorf("%s: the manifest's %s are others than its header's", SecureImageFile, c.what))
+		}
+	}
+	return err
 }
 
 // The boot loaders of a Secure Execution image, in s390-tools' package.

@@ -71,7 +71,7 @@ func Verify(dir string, m *Manifest) error {
 		errs = append(errs, errors.Join(err, errors.New("inputs is not the hash of the manifest's recipe")))
 	}
 	if m.SecureExecution != nil {
-		return errors.Join(errs...) // nobody but a named machine can look inside
+		return errors.Join(append(errs, m.SecureExecution.verify(dir))...)
 	}
 	initrd, err := os.ReadFile(filepath.Join(dir, InitrdFile))
 	if err != nil {

@@ -119,8 +119,8 @@ func newImageVerifyCmd() *cobra.Command {
 		Long: `Hash the parts of an image folder and compare them with its manifest; unpack its
 initrd, and do the same with the keyless base, init, agent, runc, policy and
 modules in it; check that nothing stands behind the base but the keys whose
-public halves the manifest names. (A Secure Execution image is encrypted: only
-its files are hashed.)
+public halves the manifest names. (A Secure Execution image is encrypted: its
+files are hashed, and machines, tags and flags of its header compared.)
 
 That proves the image to be what its own manifest says. --manifest names one that
 you trust, of somebody who built the same source: kernel, command line and base
@@ -149,7 +149,7 @@ Exit 0: all is equal; 1: something is not; 2: no manifest can be read.`,
 			fmt.Fprintf(out, "kernel %s\nbase   %s\ninit   %s\nagent  %s\nrunc   %s\ninputs %s\n", m.Parts[initramfs.KernelFile].SHA256,
 				m.Base.SHA256, m.Init.SHA256, m.Agent.SHA256, m.Runc.SHA256, m.Inputs)
 			if m.SecureExecution != nil {
-				fmt.Fprintf(out, "%s: its files are as its manifest says; %s is encrypted, what it holds was not looked at\n", image, initramfs.SecureImageFile)
+				fmt.Fprintf(out, "%s: its files are as its manifest says, machines and tags of %s too; what it holds only those machines can read\n", image, initramfs.SecureImageFile)
 			} else {
 				fmt.Fprintf(out, "%s: is what its manifest says, and behind the base it holds the manifest's keys and no other file\n", image)
 			}

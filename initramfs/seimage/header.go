@@ -14,11 +14,9 @@ import (
 // Plaintext control flags, bit 0 being the leftmost. Of a guest made here the
 // host may neither take a dump (bit 34) nor see components in clear (bit 35).
 const (
-	flagDump       = 1 << (63 - 34)
-	flagClear      = 1 << (63 - 35)
-	flagsKeys      = 1<<(63-56) | 1<<(63-57) | 1<<(63-58) // protected keys: (T)DEA, AES, ECC
-	flagsOfImage   = flagsKeys
-	flagsForbidden = flagDump | flagClear
+	flagDump  = 1 << (63 - 34)
+	flagClear = 1 << (63 - 35)
+	flagsOurs = 1<<(63-56) | 1<<(63-57) | 1<<(63-58) // protected keys: (T)DEA, AES, ECC
 )
 
 // Offsets in the SE header, version 1; integers are big-endian.
@@ -125,6 +123,17 @@ func (h *Header) seal(s *secrets, hosts []*ecdh.PublicKey, entry uint64) ([]byte
 	b = aead.Seal(b, iv, plain, b)
 	copy(h.Tag[:], b[len(b)-tagSize:])
 	return b, nil
+}
+
+// Check refuses an image that lets the host look into its guest.
+func (h *Header) Check() error {
+	switch {
+	case h.Flags&flagDump != 0:
+		return errors.New("the host may take dumps of the guest")
+	case h.Flags&flagClear != 0:
+		return errors.New("its parts are not encrypted")
+	}
+	return nil
 }
 
 // ReadHeader reads the public part of an image's header. It proves nothing:

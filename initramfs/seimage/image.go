@@ -94,7 +94,7 @@ func (in *Input) write() ([]byte, *Header, error) {
 	fill(stage3b, kernel, uint64(len(in.Kernel)), cmdline, uint64(len(line)), initrd, uint64(len(in.Initrd)), pswMask, kernelEntry)
 	entry := w.add(kindStage3b, stage3b)
 
-	h := &Header{Flags: flagsOfImage, Pages: uint64(len(w.image)-first) / pageSize}
+	h := &Header{Flags: flagsOurs, Pages: uint64(len(w.image)-first) / pageSize}
 	h.PLD, h.ALD, h.TLD = sha512.Sum512(w.image[first:]), sha512.Sum512(w.ald), sha512.Sum512(w.tld)
 	var hosts []*ecdh.PublicKey
 	for _, k := range in.HostKeys {

@@ -114,7 +114,7 @@ func TestNamedMachinesOpenAnImage(t *testing.T) {
 			t.Error("not what went in")
 		}
 		// Neither a dump by the host nor components in clear.
-		if g.Flags != 0xe0 || g.Flags&flagsForbidden != 0 {
+		if g.Flags != 0xe0 || header.Check() != nil {
 			t.Errorf("plaintext control flags %#x", g.Flags)
 		}
 	}
@@ -135,6 +135,25 @@ func TestNamedMachinesOpenAnImage(t *testing.T) {
 	}
 	if want := []Hash{HashOf(one.PublicKey()), HashOf(two.PublicKey())}; !slices.Equal(read.HostKeys, want) {
 		t.Errorf("key slots: %x", read.HostKeys)
+	}
+}
+
+func TestAnImageOpenToItsHostIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		flags uint64
+		want  string
+	}{
+		"ours":                    {0xe0, ""},
+		"with HMAC, backup keys":  {0xf2, ""},
+		"dumps":                   {0x200000e0, "dumps"},
+		"no component encryption": {0x10000000, "not encrypted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := (&Header{Flags: tc.flags}).Check()
+			if (tc.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 
