@@ -40,6 +40,7 @@ type Guest struct {
 	policy       contract.Policy
 	verified     *contract.Verified
 	plan         *contract.Plan // of verified
+	ends         []certificate
 
 	net     *network.Net
 	ship    *logship.Shipper

@@ -16,6 +16,7 @@ import (
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
 	"hpcr/agent/hpl"
+	"hpcr/contract"
 )
 
 // signRecord writes down what this guest runs, has it signed, and destroys the
@@ -76,14 +77,18 @@ func (g *Guest) certificates() ([]byte, error) {
 	age := int(g.now().Sub(g.Image.Built()) / (24 * time.Hour))
 	g.record.Add(attest.Fact{Name: "Image age", Text: fmt.Sprintf("%d days since creation.", age)})
 	ends := map[string]string{}
-	for _, c := range []struct{ file, label, key string }{
-		{keysDir + "/contract.crt", "Encryption Certificate valid until", "encryption"},
-		{keysDir + "/attestation.crt", "Attestation Certificate valid until", "attestation"},
+	for _, c := range []struct {
+		file, label, key string
+		code             hpl.Code
+	}{
+		{keysDir + "/contract.crt", "Encryption Certificate valid until", "encryption", "HPL12011W"},
+		{keysDir + "/attestation.crt", "Attestation Certificate valid until", "attestation", "HPL12013W"},
 	} {
 		end, err := certificateEnd(c.file)
 		if err != nil {
 			return nil, err
 		}
+		g.ends = append(g.ends, certificate{c.key, contract.ImageSchedule(end), "", c.code, c.code})
 		ends[c.key] = end.UTC().Format(time.RFC3339)
 		g.record.Add(attest.Fact{Name: c.label, Text: attest.ValidUntil(end)})
 	}

@@ -156,6 +156,7 @@ func writeProject(p *compose.Project) error {
 
 // settle ends the boot: what only the boot needed is wiped.
 func (g *Guest) settle(context.Context) error {
+	g.watchCertificates(context.Background())
 	g.verified.Wipe()
 	debug.SetGCPercent(50) // from now on memory is dearer than time
 	debug.FreeOSMemory()

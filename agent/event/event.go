@@ -19,17 +19,18 @@ type ID string
 
 // The ids in use.
 const (
-	Log             ID = "log" // free text of the agent's own logger
-	PhaseStarted    ID = "phase.started"
-	PhaseEnded      ID = "phase.ended"
-	PhaseFailed     ID = "phase.failed"
-	Verdict         ID = "boot.verdict"
-	ContractWarning ID = "contract.warning"
-	VolumeOpened    ID = "volume.opened"
-	VolumeCreated   ID = "volume.created"
-	RecordSigned    ID = "record.signed"
-	ChildEnded      ID = "child.ended"
-	Stopping        ID = "guest.stopping"
+	Log               ID = "log" // free text of the agent's own logger
+	PhaseStarted      ID = "phase.started"
+	PhaseEnded        ID = "phase.ended"
+	PhaseFailed       ID = "phase.failed"
+	Verdict           ID = "boot.verdict"
+	ContractWarning   ID = "contract.warning"
+	CertificateExpiry ID = "certificate.expiry"
+	VolumeOpened      ID = "volume.opened"
+	VolumeCreated     ID = "volume.created"
+	RecordSigned      ID = "record.signed"
+	ChildEnded        ID = "child.ended"
+	Stopping          ID = "guest.stopping"
 )
 
 // Severity is that of RFC 5424 §6.2.1.

@@ -3,7 +3,8 @@ package hpl
 // Catalogue holds every message of HPCR, sorted by code: what a genuine guest
 // may print. Texts are HPCR's; {NAME} stands where HPCR prints a value and we
 // print a JSON path. Where IBM lists an information or a warning with the
-// suffix E (12005, 12006), ours has I or W: hosts read every E as a failure.
+// suffix E (12005, 12006, and 12007 of a guest that runs), ours has I or W:
+// hosts read every E as a failure.
 var Catalogue = []Entry{
 	{Code: "HPL01000E", Text: "Unable to parse the contract.", When: "decrypted file not YAML", Unit: "hpcr-logging", Fatal: true},
 	{Code: "HPL01001E", Text: "Unable to validate the contract semantically.", When: "logging part breaks schema", Unit: "hpcr-logging", Fatal: true},
@@ -90,6 +91,7 @@ var Catalogue = []Entry{
 	{Code: "HPL12005I", Text: "The contract is valid.", When: "", Unit: "hpcr-signature"},
 	{Code: "HPL12006W", Text: "The contract is going to expire.", When: "", Unit: "hpcr-signature"},
 	{Code: "HPL12007E", Text: "The contract expired.", When: "", Unit: "hpcr-signature", Fatal: true},
+	{Code: "HPL12007W", Text: "The contract expired.", When: "while the guest runs, which nothing stops", Unit: "hpcr-signature"},
 	{Code: "HPL12011W", Text: "Encryption certificate will expire / expired", When: "", Unit: "hpcr-signature"},
 	{Code: "HPL12013W", Text: "Attestation certificate will expire / expired", When: "", Unit: "hpcr-signature"},
 	{Code: "HPL13000I", Text: "Validation Successfull", When: "network-config is valid (sic); also: Verify LUKS Encryption...", Unit: "hpcr-network"},
