@@ -110,7 +110,7 @@ func (r *run) mergedEnv() map[string]string {
 // compose unpacks and reads the compose project.
 func (r *run) compose() {
 	a := r.workload.body.get("compose").get("archive")
-	if !a.present() || !a.n.isString() || r.failed && !r.lint {
+	if !a.present() || !a.n.isString() || r.failedAt(a) || r.failed && !r.lint {
 		return
 	}
 	files, err := archive.Unpack(a.n.text)
@@ -123,12 +123,9 @@ func (r *run) compose() {
 	}
 	p, err := compose.Load(files, r.mergedEnv(), compose.Options{Privileged: r.policy.Privileged})
 	if err != nil {
-		if e := hpl.From(err); r.lint && strings.HasPrefix(e.Path, compose.Root) && e.Path != a.host {
-			a = composePlace(files, e.Path)
-		} else if e.Path != "" && e.Path != a.host {
-			a.path, a.host = e.Path, e.Path
+		for _, one := range apart(err) {
+			r.composeFailed(a, files, one)
 		}
-		r.failFrom(a, err)
 		return
 	}
 	if len(p.Unset) > 0 {
@@ -137,7 +134,30 @@ func (r *run) compose() {
 	r.plan.Compose = p
 }
 
-// failFrom takes over an error of a room below.
+// apart takes joined errors apart.
+func apart(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, apart(e)...)
+	}
+	return all
+}
+
+func (r *run) composeFailed(a at, files []archive.File, err error) {
+	if e := hpl.From(err); r.lint && strings.HasPrefix(e.Path, compose.Root) && e.Path != a.host {
+		a = composePlace(files, e.Path)
+	} else if e.Path != "" && e.Path != a.host {
+		a.path, a.host = e.Path, e.Path
+	}
+	r.failFrom(a, err)
+}
+
+// failFrom takes over an error of a room below. Its detail says what is wrong
+// and then what to do.
 func (r *run) failFrom(a at, err error) {
 	e := hpl.From(err)
 	message, fix, _ := strings.Cut(e.Detail, ": ")

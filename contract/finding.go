@@ -30,6 +30,7 @@ type Finding struct {
 	Message  string   `json:"message"` // what is wrong; no text of the contract
 	Fix      string   `json:"fix"`     // what to change
 	HostPath string   `json:"-"`
+	File     Position `json:"-"` // set by lint: the same place, or what holds it, in user-data
 
 	err error
 }
@@ -70,6 +71,17 @@ func (r *report) firstError() *Finding {
 		}
 	}
 	return nil
+}
+
+// failedAt says whether there is an error at a place already: what follows
+// from it need not be said as well.
+func (r *report) failedAt(a at) bool {
+	for i := range r.findings {
+		if f := &r.findings[i]; f.Severity == SeverityError && f.Path == a.path {
+			return true
+		}
+	}
+	return false
 }
 
 // at is a place in a contract: a node (nil if it is missing) and its two names.
@@ -174,10 +186,43 @@ func (r *report) list(a at) bool {
 // str returns a string value; numbers and booleans are not strings.
 func (r *report) str(a at) (string, bool) {
 	if a.n.isString() {
-		return a.n.text, true
+		return a.n.text, !r.open(a)
 	}
 	r.fail(schema, a, "this must be text", "put the value in quotes")
 	return "", false
+}
+
+// open reports a value that its author has yet to fill in.
+func (r *report) open(a at) bool {
+	if a.n.text != FillIn {
+		return false
+	}
+	fix, known := fillIns[a.path[strings.LastIndexByte(a.path, '/')+1:]]
+	if !known {
+		fix = "replace it by a value of your own"
+	}
+	r.fail(schema, a, "this value is still to be filled in", fix)
+	return true
+}
+
+// openBelow does the same for parts whose fields the rules do not read. The
+// host sees where the part is, no more.
+func (r *report) openBelow(a at) {
+	if !a.present() {
+		return
+	}
+	if a.n.isString() {
+		r.open(a)
+	}
+	for i := range a.n.vals {
+		below := a.item
+		if a.n.kind == mapNode {
+			below = a.entry
+		}
+		b := below(i)
+		b.host = a.host
+		r.openBelow(b)
+	}
 }
 
 // required is get for a mandatory key.

@@ -1,7 +1,6 @@
 package contract
 
 import (
-	"slices"
 	"time"
 
 	"hpcr/agent/secret"
@@ -36,13 +35,20 @@ func Lint(in LintInput) (Report, error) {
 }
 
 func (r *run) lintReport() Report {
+	defer r.wipeLint()
 	r.all()
+	return Report{OK: !r.failed, Findings: r.found()}
+}
+
+// found is a list in JSON even if it is empty.
+func (r *run) found() []Finding {
+	all := append([]Finding{}, r.findings...)
+	r.positions(all)
+	return all
+}
+
+func (r *run) wipeLint() {
 	r.plan.wipe()
 	r.workload.text.Wipe()
 	r.env.text.Wipe()
-	out := Report{OK: !r.failed, Findings: slices.Clone(r.findings)}
-	if out.Findings == nil {
-		out.Findings = []Finding{} // a list in JSON, not null
-	}
-	return out
 }

@@ -124,6 +124,8 @@ func (r *run) play(p at) {
 	if !p.present() || !r.mapping(p) {
 		return
 	}
+	r.openBelow(p.get("resources"))
+	r.openBelow(p.get("templates"))
 	r.closed(p, "resources", "templates", "archive")
 	if a := p.get("archive"); a.present() {
 		r.archive(a)

@@ -28,8 +28,9 @@ type Options struct {
 
 // Load reads the project out of the archive's files. The environment is the
 // contract's merged one; it is laid over a ".env" of the archive. Errors are
-// *hpl.Error: HPL06008E without a compose file, HPL06009E for what is wrong
-// or not supported in it, HPL06010E for an image without a literal digest.
+// *hpl.Error, or several joined: HPL06008E without a compose file, HPL06009E for
+// what is wrong or not supported in it, HPL06010E for an image without a literal
+// digest.
 func Load(files []archive.File, env map[string]string, opt Options) (*Project, error) {
 	files, text, err := locate(files)
 	if err != nil {
@@ -50,11 +51,9 @@ func Load(files []archive.File, env map[string]string, opt Options) (*Project, e
 	if err != nil {
 		return nil, err
 	}
-	if err := l.checkSupported(raw); err != nil {
-		return nil, err
-	}
-	digests, err := l.checkPinned(raw)
-	if err != nil {
+	unsupported := l.checkSupported(raw)
+	digests, unpinned := l.checkPinned(raw)
+	if err := errors.Join(unsupported, unpinned); err != nil {
 		return nil, err
 	}
 	typed, err := l.typed()
@@ -110,7 +109,7 @@ func locate(files []archive.File) ([]archive.File, []byte, error) {
 		}
 	}
 	return nil, nil, hpl.New("HPL06008E", Root+"/archive",
-		"put the compose file at the top of the archive: tar -cz -C DIR . | base64 -w0")
+		"there is no compose file at the top of the archive: pack its folder with tar -cz -C DIR . | base64 -w0")
 }
 
 // quiet keeps the loader's warnings, which name variables, off the process's

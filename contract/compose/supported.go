@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"errors"
 	"maps"
 	"regexp"
 	"slices"
@@ -48,12 +49,12 @@ var refusedService = map[string]string{
 	"gpus":                "GPUs are not supported: remove this line",
 	"isolation":           "container isolation technologies are for Windows: remove this line",
 	"label_file":          "label files are not supported: use labels",
-	"log_driver":          "use logging instead",
-	"log_opt":             "use logging instead",
+	"log_driver":          "this key is obsolete: use logging",
+	"log_opt":             "this key is obsolete: use logging",
 	"mac_address":         "a MAC address cannot be chosen: remove this line",
 	"mem_swappiness":      "swappiness is not supported: remove this line",
 	"models":              "models are not supported: remove them",
-	"net":                 "use network_mode instead",
+	"net":                 "this key is obsolete: use network_mode",
 	"oom_kill_disable":    "the kernel's memory killer cannot be switched off: remove this line",
 	"post_start":          "hooks are not supported: put the command into the image",
 	"pre_start":           "hooks are not supported: put the command into the image",
@@ -106,29 +107,30 @@ var supportedIn = map[string][]string{
 	"services.*.devices.#":                     {"source", "target", "permissions"},
 }
 
-// checkSupported refuses by name what this guest does not do.
+// checkSupported refuses by name what this guest does not do: all of it, for an
+// author should not have to come back for each.
 func (l *load) checkSupported(raw map[string]any) error {
+	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(raw)) {
 		if strings.HasPrefix(key, "x-") || key == "#extensions" || slices.Contains(supportedTop, key) {
 			continue
 		}
 		if why, ok := refusedTop[key]; ok {
-			return hpl.New("HPL06009E", Root+"/"+key, why)
+			errs = append(errs, hpl.New("HPL06009E", Root+"/"+key, why))
+			continue
 		}
-		return hpl.New("HPL06009E", Root, "the compose file has a top-level key that Compose does not define: remove it")
+		errs = append(errs, hpl.New("HPL06009E", Root, "the compose file has a top-level key that Compose does not define: remove it"))
 	}
 	services, _ := raw["services"].(map[string]any)
 	for _, name := range l.names() {
+		at := servicePath(l.doc.index[name], "")
 		s, ok := services[name].(map[string]any)
 		if !ok {
-			return hpl.New("HPL06009E", servicePath(l.doc.index[name], ""), "the service is not a mapping: give it an image")
+			errs = append(errs, hpl.New("HPL06009E", at, "the service is not a mapping: give it an image"))
+			continue
 		}
-		if err := checkService(servicePath(l.doc.index[name], ""), s); err != nil {
-			return err
-		}
-		if err := checkTree("services.*", servicePath(l.doc.index[name], ""), s); err != nil {
-			return err
-		}
+		errs = append(errs, checkService(at, s)...)
+		errs = append(errs, checkTree("services.*", at, s))
 	}
 	for _, section := range []string{"networks", "volumes", "secrets", "configs"} {
 		order := mappingKeys(l.doc.root, section)
@@ -136,25 +138,25 @@ func (l *load) checkSupported(raw map[string]any) error {
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			v, _ := m[name].(map[string]any)
 			at := Root + "/" + section + "/" + place(slices.Index(order, name))
-			if err := checkTree(section+".*", at, v); err != nil {
-				return err
-			}
+			errs = append(errs, checkTree(section+".*", at, v))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func checkService(at string, s map[string]any) error {
+func checkService(at string, s map[string]any) []error {
+	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(s)) {
 		if strings.HasPrefix(key, "x-") || slices.Contains(supportedService, key) {
 			continue
 		}
 		if why, ok := refusedService[key]; ok {
-			return hpl.New("HPL06009E", at+"/"+key, why)
+			errs = append(errs, hpl.New("HPL06009E", at+"/"+key, why))
+			continue
 		}
-		return hpl.New("HPL06009E", at, "the service has a key that Compose does not define: remove it")
+		errs = append(errs, hpl.New("HPL06009E", at, "the service has a key that Compose does not define: remove it"))
 	}
-	return nil
+	return errs
 }
 
 // checkTree compares nested settings with supportedIn. The path names only
@@ -170,7 +172,7 @@ func checkTree(pattern, at string, v any) error {
 			}
 			if closed {
 				if !slices.Contains(allowed, key) {
-					return hpl.New("HPL06009E", at, "only these settings are supported here: "+strings.Join(allowed, ", "))
+					return hpl.New("HPL06009E", at, "a setting is not supported here: keep only "+strings.Join(allowed, ", "))
 				}
 				if err := checkTree(pattern+"."+key, at+"/"+key, v[key]); err != nil {
 					return err
@@ -214,26 +216,34 @@ func place(i int) string {
 	return "#" + itoa(i+1)
 }
 
-var pinnedRE = regexp.MustCompile(`^.+@sha256:([0-9a-f]+)$`)
+var pinnedRE = regexp.MustCompile(`^.+@sha256:([0-9a-f]{64})$`)
+
+// Pinned says whether a reference, as written, ends in a literal digest.
+func Pinned(image string) bool { return pinnedRE.MatchString(image) }
 
 // checkPinned wants a literal digest in every image, and returns them.
 func (l *load) checkPinned(raw map[string]any) (map[string]string, error) {
 	services, _ := raw["services"].(map[string]any)
 	digests := map[string]string{}
+	var errs []error
 	for _, name := range l.names() {
-		s, _ := services[name].(map[string]any)
-		text, ok := s["image"].(string)
-		if !ok || text == "" {
-			return nil, hpl.New("HPL06009E", servicePath(l.doc.index[name], "image"), "the service has no image: give it one, with its digest")
+		s, ok := services[name].(map[string]any)
+		if !ok {
+			continue // refused already
 		}
+		text, _ := s["image"].(string)
 		m := pinnedRE.FindStringSubmatch(text)
-		if m == nil || len(m[1]) != 64 {
-			return nil, hpl.New("HPL06010E", servicePath(l.doc.index[name], "image"),
-				"pin the image by digest, written out: NAME@sha256: and 64 lower-case hex digits")
+		switch {
+		case text == "":
+			errs = append(errs, hpl.New("HPL06009E", servicePath(l.doc.index[name], "image"), "the service has no image: give it one, with its digest"))
+		case m == nil:
+			errs = append(errs, hpl.New("HPL06010E", servicePath(l.doc.index[name], "image"),
+				"the image is not pinned by a digest: write it out as NAME@sha256: and 64 lower-case hex digits"))
+		default:
+			digests[name] = "sha256:" + m[1]
 		}
-		digests[name] = "sha256:" + m[1]
 	}
-	return digests, nil
+	return digests, errors.Join(errs...)
 }
 
 // image parses the reference after interpolation; its digest must still be
