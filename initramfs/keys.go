@@ -33,6 +33,17 @@ const keyBits = 4096
 // what image its key may enter.
 func flavourUnit(flavour string) string { return "hpcr " + flavour + " image" }
 
+// CertificateFlavour is the flavour that a certificate of ours carries, "" for
+// one made by others.
+func CertificateFlavour(crt *x509.Certificate) string {
+	for _, f := range []string{FlavourDev, FlavourRelease} {
+		if slices.Contains(crt.Subject.OrganizationalUnit, flavourUnit(f)) {
+			return f
+		}
+	}
+	return ""
+}
+
 // Keys is a keys folder, read.
 type Keys struct {
 	Flavour                           string
@@ -103,12 +114,8 @@ func readPair(dir, name, flavour string) (key *secret.Secret, cert, public []byt
 	if pub, ok := crt.PublicKey.(*rsa.PublicKey); !ok || !pub.Equal(rsaKey.Public()) {
 		return nil, nil, nil, fmt.Errorf("%s is the certificate of another key than %s", certFile, keyFile)
 	}
-	for _, unit := range crt.Subject.OrganizationalUnit {
-		for _, f := range []string{FlavourDev, FlavourRelease} {
-			if unit == flavourUnit(f) && f != flavour {
-				return nil, nil, nil, fmt.Errorf("%s is for %s images, but keys.json says %s", certFile, f, flavour)
-			}
-		}
+	if f := CertificateFlavour(crt); f != "" && f != flavour {
+		return nil, nil, nil, fmt.Errorf("%s is for %s images, but keys.json says %s", certFile, f, flavour)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {

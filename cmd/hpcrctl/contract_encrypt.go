@@ -13,11 +13,12 @@ import (
 
 func newEncryptCmd() *cobra.Command {
 	var (
-		cert, prefix, section string
-		raw                   bool
+		to      recipient
+		section string
+		raw     bool
 	)
 	cmd := &cobra.Command{
-		Use:   "encrypt --cert CRT [--prefix P] (FILE | --section S FILE | --raw FILE)",
+		Use:   "encrypt --cert CRT [--ca F]… [--crl F]… [--prefix P] (FILE | --section S FILE | --raw FILE)",
 		Short: "Encrypt a contract, one section for hand-over, or any file",
 		Long: `Encrypt for the image whose contract.crt is given. Only that image's contract.key
 opens the result.
@@ -30,23 +31,26 @@ opens the result.
   --raw FILE       any bytes become one token
 
 Each token has a password of its own, of 32 printable characters: tools that
-drop NUL bytes or stop at line ends open it as well. A certificate outside its
-dates is refused.`,
+drop NUL bytes or stop at line ends open it as well.
+
+` + recipientHelp,
 		Example: `  hpcrctl contract encrypt --cert keys/contract.crt contract.yaml > user-data
-  hpcrctl contract encrypt --cert keys/contract.crt --section workload workload.yaml > workload.token`,
+  hpcrctl contract encrypt --cert keys/contract.crt --section workload workload.yaml > workload.token
+  hpcrctl contract encrypt --cert keys/contract.crt --raw settings.tgz > settings.token
+  hpcrctl contract encrypt --cert ibm-encrypt.crt --ca ibm-intermediate.crt --ca digicert-ca.crt --ca digicert-root.crt \
+    --crl ibm-intermediate.crl --prefix contract-basic contract.yaml > user-data`,
 		Args: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := to.check(); err != nil {
+				return err
+			}
 			switch {
-			case cert == "":
-				return usage("--cert CRT is missing")
-			case prefix != contract.PrefixHPCR && prefix != contract.PrefixCCRT:
-				return usage("--prefix must be %s or %s", contract.PrefixHPCR, contract.PrefixCCRT)
 			case raw && section != "":
 				return usage("--raw and --section exclude each other")
 			case section != "" && section != "workload" && section != "env" && section != "attestationPublicKey":
 				return usage("--section must be workload, env or attestationPublicKey")
 			}
-			key, err := readCertificate(cmd, cert, time.Now())
+			key, err := to.key(cmd, time.Now())
 			if err != nil {
 				return err
 			}
@@ -57,13 +61,13 @@ dates is refused.`,
 			var out []byte
 			switch {
 			case raw:
-				out, err = sealOne(prefix, key, in)
+				out, err = sealOne(to.prefix, key, in)
 			case section != "":
 				if err = checkSection(section, in); err == nil {
-					out, err = sealOne(prefix, key, in)
+					out, err = sealOne(to.prefix, key, in)
 				}
 			default:
-				out, err = encryptContract(cmd, prefix, key, in)
+				out, err = encryptContract(cmd, to.prefix, key, in)
 			}
 			if err != nil {
 				return err
@@ -72,10 +76,11 @@ dates is refused.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cert, "cert", "", "the image's contract.crt")
-	f.StringVar(&prefix, "prefix", contract.PrefixHPCR, "token prefix: "+contract.PrefixHPCR+" or "+contract.PrefixCCRT)
+	to.flags(f)
 	f.StringVar(&section, "section", "", "FILE is the text of this section")
 	f.BoolVar(&raw, "raw", false, "FILE is any bytes")
+	to.complete(cmd)
+	fixed(cmd, "section", "workload", "env", "attestationPublicKey")
 	return cmd
 }
 

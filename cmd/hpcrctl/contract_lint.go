@@ -29,10 +29,18 @@ are only seen from outside. --policy is the file of image build; without it the
 defaults of a release image hold, which ask for logging. --now checks the dates
 of a signing certificate against another moment.
 
+Each finding is one line, as compilers write them:
+  FILE:LINE:COLUMN: SEVERITY CODE: PATH: what is wrong: what to do [DOCUMENT:LINE:COLUMN]
+LINE and COLUMN are the place in FILE, or of the token or archive that holds it.
+DOCUMENT is what the finding is about: workload, env, compose (the compose file
+in the archive) or play; in --json, line and column count in it.
+
 Exit status 0: the guest would accept it, perhaps with warnings; 1: it would
-not. Line and column count in the document that the finding names.`,
+not; 2: wrong usage, or a file cannot be read.`,
 		Example: `  hpcrctl contract lint contract.yaml
-  hpcrctl contract lint --key keys/contract.key --json user-data`,
+  hpcrctl contract lint --key keys/contract.key --json user-data
+  hpcrctl contract lint --key old.key --key new.key --policy policy.yaml --now 2027-01-01T00:00:00Z user-data
+  vim -q <(hpcrctl contract lint contract.yaml)`,
 		Args: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := contract.LintInput{Policy: contract.DefaultPolicy(false), Now: time.Now()}
@@ -62,7 +70,7 @@ not. Line and column count in the document that the finding names.`,
 			if err != nil {
 				return usage("%w", err)
 			}
-			if err := printReport(cmd.OutOrStdout(), rep, asJSON); err != nil {
+			if err := printReport(cmd.OutOrStdout(), args[0], rep, asJSON); err != nil {
 				return usage("write the result: %w", err)
 			}
 			if !rep.OK {
@@ -79,22 +87,17 @@ not. Line and column count in the document that the finding names.`,
 	return cmd
 }
 
-func printReport(w io.Writer, rep contract.Report, asJSON bool) error {
+func printReport(w io.Writer, file string, rep contract.Report, asJSON bool) error {
 	if asJSON {
 		e := json.NewEncoder(w)
 		e.SetEscapeHTML(false)
 		return e.Encode(rep)
 	}
+	if file == "-" {
+		file = "<stdin>"
+	}
 	for _, f := range rep.Findings {
-		code := string(f.Code)
-		if code != "" {
-			code = " " + code
-		}
-		place := f.Document
-		if f.Line > 0 {
-			place = fmt.Sprintf("%s:%d:%d", f.Document, f.Line, f.Column)
-		}
-		if _, err := fmt.Fprintf(w, "%s%s %s (%s): %s: %s\n", f.Severity, code, f.Path, place, f.Message, f.Fix); err != nil {
+		if _, err := fmt.Fprintln(w, findingLine(file, f)); err != nil {
 			return err
 		}
 	}
@@ -104,4 +107,21 @@ func printReport(w io.Writer, rep contract.Report, asJSON bool) error {
 	}
 	_, err := fmt.Fprintln(w, verdict)
 	return err
+}
+
+// findingLine is a compiler's line, so that editors can jump to it. What lies
+// inside a token or an archive has its own place behind.
+func findingLine(file string, f contract.Finding) string {
+	code := ""
+	if f.Code != "" {
+		code = " " + string(f.Code)
+	}
+	line := fmt.Sprintf("%s:%d:%d: %s%s: %s: %s", file, f.File.Line, f.File.Column, f.Severity, code, shown(f.Path), f.Message)
+	if f.Fix != "" {
+		line += ": " + f.Fix
+	}
+	if f.Document != "user-data" {
+		line += fmt.Sprintf(" [%s:%d:%d]", f.Document, f.Line, f.Column)
+	}
+	return line
 }

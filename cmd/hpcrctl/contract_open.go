@@ -73,5 +73,6 @@ byte. Nothing is checked beyond the decryption: see contract lint.`,
 	f := cmd.Flags()
 	f.StringArrayVar(&keys, "key", nil, "the image's contract.key (several allowed)")
 	f.StringVar(&section, "section", "", "print only this key's text: workload, env, attestationPublicKey, …")
+	fixed(cmd, "section", "workload", "env", "attestationPublicKey", "envWorkloadSignature")
 	return cmd
 }

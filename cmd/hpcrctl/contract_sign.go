@@ -18,9 +18,12 @@ import (
 )
 
 func newSignCmd() *cobra.Command {
-	var signingKey, passphraseFile, signingCert, cert, prefix string
+	var (
+		to                                      recipient
+		signingKey, passphraseFile, signingCert string
+	)
 	cmd := &cobra.Command{
-		Use:   "sign --signing-key KEY [--passphrase-file F] [--signing-cert CRT] --cert CRT FILE",
+		Use:   "sign --signing-key KEY [--passphrase-file F] [--signing-cert CRT] --cert CRT [--ca F]… [--crl F]… FILE",
 		Short: "Add the signing key to env, encrypt both sections, sign them",
 		Long: `Turn a contract into a signed one: signingKey goes into env, env and workload
 become tokens (a workload that is a token already stays), envWorkloadSignature
@@ -31,21 +34,23 @@ The signing key is RSA, of 2048 bits or more, in any PEM form that openssl
 writes; a protected one takes its passphrase from the first line of
 --passphrase-file. With --signing-cert the certificate goes into env in the
 key's place, and the guest refuses the contract after the certificate's end.
-No chain is checked: any private CA will do.`,
+Any private CA will do for it. One that has ended is refused here already.
+
+` + recipientHelp,
 		Example: `  openssl genrsa -aes128 -out sign.key 4096
-  hpcrctl contract sign --signing-key sign.key --passphrase-file pass --cert keys/contract.crt contract.yaml > user-data`,
+  hpcrctl contract sign --signing-key sign.key --passphrase-file pass --cert keys/contract.crt contract.yaml > user-data
+  hpcrctl contract sign --signing-key sign.key --signing-cert sign.crt --cert keys/contract.crt contract.yaml > user-data
+  openssl rsa -in sign.key -pubout -out sign.pub      # for x-hpcr.require.signingKeys of the workload`,
 		Args: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case signingKey == "":
-				return usage("--signing-key KEY is missing")
-			case cert == "":
-				return usage("--cert CRT is missing: the image's contract.crt")
-			case prefix != contract.PrefixHPCR && prefix != contract.PrefixCCRT:
-				return usage("--prefix must be %s or %s", contract.PrefixHPCR, contract.PrefixCCRT)
+			if signingKey == "" {
+				return usage("--signing-key KEY is missing: make one with openssl genrsa -aes128 -out sign.key 4096")
+			}
+			if err := to.check(); err != nil {
+				return err
 			}
 			now := time.Now()
-			recipient, err := readCertificate(cmd, cert, now)
+			image, err := to.key(cmd, now)
 			if err != nil {
 				return err
 			}
@@ -61,7 +66,7 @@ No chain is checked: any private CA will do.`,
 			if err != nil {
 				return err
 			}
-			out, err := signContract(cmd, in, key, public, prefix, recipient)
+			out, err := signContract(cmd, in, key, public, to.prefix, image)
 			if err != nil {
 				return err
 			}
@@ -72,8 +77,8 @@ No chain is checked: any private CA will do.`,
 	f.StringVar(&signingKey, "signing-key", "", "private RSA key (PEM)")
 	f.StringVar(&passphraseFile, "passphrase-file", "", "file whose first line is the key's passphrase")
 	f.StringVar(&signingCert, "signing-cert", "", "certificate of the signing key; its end is the contract's end")
-	f.StringVar(&cert, "cert", "", "the image's contract.crt")
-	f.StringVar(&prefix, "prefix", contract.PrefixHPCR, "token prefix: "+contract.PrefixHPCR+" or "+contract.PrefixCCRT)
+	to.flags(f)
+	to.complete(cmd)
 	return cmd
 }
 
@@ -93,13 +98,16 @@ func signersPEM(cmd *cobra.Command, key *rsa.PrivateKey, certFile string, now ti
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("%s does not belong to the signing key", certFile)
 	}
-	if err := checkCertificateDates(cert, now); err != nil {
-		return nil, fmt.Errorf("%s: %w", certFile, err)
+	switch {
+	case now.After(cert.NotAfter):
+		return nil, fmt.Errorf("%s ended on %s, and every guest would refuse the contract: renew the certificate", certFile, cert.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(cert.NotBefore):
+		return nil, fmt.Errorf("%s begins only on %s: check it, and this machine's clock", certFile, cert.NotBefore.UTC().Format(time.RFC3339))
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), nil
 }
 
-func signContract(cmd *cobra.Command, in []byte, key *rsa.PrivateKey, public []byte, prefix string, recipient *rsa.PublicKey) ([]byte, error) {
+func signContract(cmd *cobra.Command, in []byte, key *rsa.PrivateKey, public []byte, prefix string, image *rsa.PublicKey) ([]byte, error) {
 	c, err := contract.ParseContract(in)
 	if err != nil {
 		return nil, err
@@ -125,7 +133,7 @@ func signContract(cmd *cobra.Command, in []byte, key *rsa.PrivateKey, public []b
 	}
 	c.Set("env", env)
 	for _, name := range []string{"workload", "env"} {
-		if err := encryptSection(cmd, c, name, prefix, recipient); err != nil {
+		if err := encryptSection(cmd, c, name, prefix, image); err != nil {
 			return nil, err
 		}
 	}
