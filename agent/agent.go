@@ -31,6 +31,11 @@ var errStop = errors.New("asked to stop")
 // verdict was given and everything was unwound.
 func Main() int {
 	started := time.Now()
+	heart, err := pid1.NewHeart()
+	if err != nil {
+		fmt.Println("# HPL11000E: Internal error. -> the agent was not started by this image's init")
+		return 1
+	}
 	image, err := boot.LoadImage(Flavour)
 	if err != nil {
 		fmt.Println("# HPL11000E: Internal error. -> the image is not complete: build it again")
@@ -47,11 +52,12 @@ func Main() int {
 
 	a := &agent{
 		started: started,
+		heart:   heart,
 		console: boot.NewConsole(os.Stdout, os.Getpid(), Flavour == "release"),
 		hub:     &event.Hub{},
 		health:  health.New(Flavour),
-		channel: openChannel(image, asked),
 	}
+	a.during(func() { a.channel = openChannel(image, asked) })
 	a.guest = boot.NewGuest(boot.Config{
 		Image: image, Console: a.console, Hub: a.hub, Health: a.health,
 		Interlock: interlock, Dev: Flavour == "dev",
@@ -59,20 +65,12 @@ func Main() int {
 	if err := watchPowerButton(ctx, asked); err != nil {
 		a.hub.Logger().Warn("the host's power button is not heard", "error", err)
 	}
-	go a.beat()
 	return a.run(ctx)
-}
-
-// beat shows the health endpoint that the agent's goroutines are run.
-func (a *agent) beat() {
-	for {
-		a.health.Beat()
-		time.Sleep(time.Second)
-	}
 }
 
 type agent struct {
 	started time.Time
+	heart   *pid1.Heart
 	console *boot.Console
 	hub     *event.Hub
 	health  *health.State
@@ -83,12 +81,14 @@ type agent struct {
 // run boots, waits and unwinds.
 func (a *agent) run(ctx context.Context) int {
 	runner := boot.Runner{Phases: a.guest.Phases(), Started: a.phaseStarted, Ended: a.phaseEnded, Undone: a.phaseUndone}
-	err := runner.Run(ctx)
+	var err error
+	a.during(func() { err = runner.Run(ctx) })
 	switch {
 	case err == nil:
-		a.ready()
-		<-ctx.Done()
+		a.during(a.ready)
+		a.turn(ctx.Done())
 	case errors.Is(err, errStop):
+		a.mark() // there will be no verdict
 	default:
 		a.failed(hpl.From(err))
 	}
@@ -115,7 +115,7 @@ func (a *agent) failed(e *hpl.Error) {
 	}
 	a.emit(event.Verdict, event.Error, e.Error())
 	a.channel.verdict(false, codes, e.Line(), time.Since(a.started))
-	a.guest.Drain(drainLimit)
+	a.during(func() { a.guest.Drain(drainLimit) })
 }
 
 // mark tells init that a verdict is out, so that it gives none of its own.
@@ -130,7 +130,8 @@ func (a *agent) unwind(r *boot.Runner) int {
 	a.emit(event.Stopping, event.Notice, "the guest stops")
 	a.channel.stopping()
 	a.console.Bootloader("stopping in order")
-	err := r.Unwind(context.Background())
+	var err error
+	a.during(func() { err = r.Unwind(context.Background()) })
 	a.channel.off(err == nil)
 	if err != nil {
 		// The log is closed by now and the text may hold names.

@@ -16,7 +16,8 @@ const (
 	AgentPath = "/bin/agent"
 	// SyncPath is the applet that flushes file systems for a dying guest.
 	SyncPath = "/bin/sync"
-	// VerdictPath exists once the agent has printed its verdict, good or bad.
+	// VerdictPath exists once the agent has printed its verdict, good or bad, or
+	// will give none because the guest was asked to stop.
 	VerdictPath = "/run/hpcr/verdict"
 	// UserspacePath exists once the part of the boot is over that HPCR's
 	// bootloader does, whose failures print no HPL10000E.
@@ -25,12 +26,17 @@ const (
 	// stopLimit is what an orderly stop may take: the k8s operator of HPCR
 	// gives a domain 100 s before it reports a failure.
 	stopLimit = 90 * time.Second
-	syncLimit = 3 * time.Second
 )
 
 // Main is the life of PID 1. It does not return.
 func Main() {
 	defer off()
+	live(setUp, guard)
+}
+
+// live sets the guest up and keeps it. Whatever happens in there, it returns,
+// and a verdict is out.
+func live(setUp, guard func() error) {
 	defer func() {
 		if r := recover(); r != nil {
 			// The value may hold anything: it stays off the console.
@@ -41,17 +47,10 @@ func Main() {
 		verdict("init cannot set up the guest: " + err.Error())
 		return
 	}
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGCHLD)
-	agent, err := start(AgentPath)
-	if err != nil {
-		verdict("init cannot start the agent: " + err.Error())
-		return
-	}
-	if cause := supervise(agent, signals); cause != "" && !exists(VerdictPath) {
-		verdict("the agent ended before its verdict: " + cause)
-	} else if cause != "" {
-		fmt.Println("# the agent ended: " + cause)
+	if err := guard(); err != nil && exists(VerdictPath) {
+		say("# " + err.Error())
+	} else if err != nil {
+		verdict(err.Error())
 	}
 }
 
@@ -73,19 +72,47 @@ func setUp() error {
 	return os.MkdirAll("/run/hpcr", 0o700)
 }
 
-// start forks without os/exec, whose waiting the reaper would steal.
-func start(path string) (int, error) {
+// guard starts the agent and watches over it to its end. An error is the
+// cause of an end that was not in order, in words for the console.
+func guard() error {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGCHLD)
+	p, heart, err := newPulse()
+	if err != nil {
+		return fmt.Errorf("init cannot watch the agent: %w", err)
+	}
+	agent, err := start(AgentPath, heart)
+	if err := errors.Join(err, unix.Close(int(heart))); err != nil {
+		return fmt.Errorf("init cannot start the agent: %w", err)
+	}
+	wakeUp := time.NewTicker(BeatEvery)
+	defer wakeUp.Stop()
+	cause := supervise(agent, signals, wakeUp.C, p)
+	switch {
+	case cause != "" && exists(VerdictPath):
+		return errors.New("the agent ended: " + cause)
+	case cause != "":
+		return errors.New("the agent ended before its verdict: " + cause)
+	case !exists(VerdictPath):
+		return errors.New("the agent ended before its verdict: exit status 0")
+	}
+	return nil
+}
+
+// start forks without os/exec, whose waiting the reaper would steal. The file
+// extra becomes the child's file 3.
+func start(path string, extra ...uintptr) (int, error) {
 	return syscall.ForkExec(path, []string{path}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=/bin:/sbin", "HOME=/", "GOGC=400"}, // until the agent has booted, time is dearer than memory
-		Files: []uintptr{0, 1, 2},
+		Files: append([]uintptr{0, 1, 2}, extra...),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 }
 
 // supervise reaps until the agent has ended and says why, or "" if it ended in
 // order.
-func supervise(agent int, signals <-chan os.Signal) string {
+func supervise(agent int, signals <-chan os.Signal, wakeUp <-chan time.Time, p *pulse) string {
 	var deadline <-chan time.Time
 	for {
 		select {
@@ -102,10 +129,23 @@ func supervise(agent int, signals <-chan os.Signal) string {
 			if err := unix.Kill(agent, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
 				return "it cannot be signalled: " + err.Error()
 			}
+		case <-wakeUp:
+			if p.lost() {
+				return stopped(agent, "it does not respond")
+			}
 		case <-deadline:
-			return "it did not stop within its time limit"
+			return stopped(agent, "it did not stop within its time limit")
 		}
 	}
+}
+
+// stopped kills an agent of which nothing is expected any more: it must not
+// speak after the verdict. The power-off would end it too.
+func stopped(agent int, why string) string {
+	if err := unix.Kill(agent, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return why + ", nor can it be killed: " + err.Error()
+	}
+	return why
 }
 
 // reap collects every child that has ended. Signals coalesce, so it loops.
@@ -131,35 +171,4 @@ func cause(ws unix.WaitStatus) string {
 		return fmt.Sprintf("exit status %d", ws.ExitStatus())
 	}
 	return ""
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-// verdict is init's own: the agent could not give one.
-func verdict(detail string) {
-	fmt.Println("# HPL11000E: Internal error. -> " + detail)
-	if exists(UserspacePath) {
-		fmt.Println("# HPL10000E: One or more services failed")
-	}
-}
-
-// off flushes what it can in a child, since a block device may hang for ever,
-// and powers off.
-func off() {
-	if pid, err := start(SyncPath); err == nil {
-		for end := time.Now().Add(syncLimit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-			if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || err != nil && err != unix.EINTR {
-				break
-			}
-		}
-	}
-	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
-		fmt.Println("# power-off failed: " + err.Error())
-	}
-	for { // PID 1 must not end: that would be a kernel panic
-		time.Sleep(time.Hour)
-	}
 }
