@@ -47,10 +47,8 @@ func (r *runResult) sentence() string {
 		return fmt.Sprintf("hpcrctl: the guest was ready after %.1f s", float64(r.ReadyMs)/1000)
 	case "failed":
 		return "hpcrctl: the guest failed: " + r.Message
-	case "timeout":
-		return "hpcrctl: the time limit was reached"
 	}
-	return "hpcrctl: the guest powered off without a verdict"
+	return "hpcrctl: " + r.Message
 }
 
 // statusTimeout is run's exit status at the time limit, as timeout(1)'s.
@@ -177,7 +175,12 @@ func (f *follower) timeout() int {
 	f.vm.Kill()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.result.Verdict = "timeout"
+	r := f.result
+	what := "gave no verdict"
+	if r.Verdict != "" {
+		what = "was " + r.Verdict + ", but did not end"
+	}
+	r.Verdict, r.Message = "timeout", fmt.Sprintf("the guest %s within the time limit of %s", what, f.o.timeout)
 	return statusTimeout
 }
 
@@ -333,6 +336,33 @@ func (f *follower) fromConsole() {
 	}
 }
 
+// panicLine is the kernel's, which is the same on each architecture.
+var panicLine = regexp.MustCompile(`(?m)Kernel panic - not syncing`)
+
+// end takes what the machine's end says of a guest that has said nothing, or
+// that went on after its verdict.
+func (r *runResult) end(how qemu.End, console string) {
+	var what string
+	switch {
+	case how == qemu.EndPanic, how == qemu.EndReset && panicLine.MatchString(console):
+		what = "the guest's kernel panicked; the console says why"
+	case how == qemu.EndReset:
+		what = "the guest reset itself, which no image of ours does"
+	case how == qemu.EndUnknown && r.Verdict == "":
+		what = "the virtual machine ended by itself or was killed"
+	}
+	switch {
+	case r.Verdict == "timeout": // we pulled the plug
+	case r.Verdict == "" && what == "":
+		r.Verdict, r.Message = "off", "the guest powered off without a verdict"
+	case r.Verdict == "":
+		r.Verdict, r.Message = "failed", what
+	case what != "":
+		r.Message += "; then " + what
+		r.StoppedInOrder = false
+	}
+}
+
 // conclude settles what is still open once the guest is off: a guest whose
 // agent died said nothing on its port, but init did on the console.
 func (f *follower) conclude() {
@@ -342,9 +372,7 @@ func (f *follower) conclude() {
 	if r.Verdict == "" {
 		f.fromConsole()
 	}
-	if r.Verdict == "" {
-		r.Verdict = "off"
-	}
+	r.end(f.vm.End(), f.console.String())
 	if !f.sawHello && stoppedLine.MatchString(f.console.String()) {
 		r.StoppedInOrder = true
 	}

@@ -134,6 +134,9 @@ func TestGuestTalksAndPowersOff(t *testing.T) {
 			if err := vm.Err(); err != nil {
 				t.Error(err)
 			}
+			if how := vm.End(); how != EndPowerOff {
+				t.Errorf("the machine ended by %q, want %q", how, EndPowerOff)
+			}
 		})
 	}
 }
@@ -148,6 +151,10 @@ func TestPanicEndsTheMachine(t *testing.T) {
 			console := end(t, vm)
 			if n := strings.Count(console, "INIT at"); n != 1 || !strings.Contains(console, "Attempted to kill init") {
 				t.Errorf("booted %d times:\n%s", n, console)
+			}
+			want := map[string]End{"amd64": EndReset, "s390x": EndPanic}[arch]
+			if how := vm.End(); how != want {
+				t.Errorf("the machine ended by %q, want %q", how, want)
 			}
 		})
 	}
@@ -179,6 +186,9 @@ func TestHungGuestDiesWithItsContext(t *testing.T) {
 	}
 	if err := vm.Err(); err == nil {
 		t.Error("a killed machine looks like a power-off")
+	}
+	if how := vm.End(); how != EndUnknown {
+		t.Errorf("a killed machine ended by %q", how)
 	}
 }
 

@@ -44,6 +44,7 @@ type Options struct {
 const (
 	consoleFile = "console"
 	monitorSock = "qmp"
+	watchSock   = "watch" // a monitor of our own: a socket has room for one
 	eventSock   = "events"
 	errorFile   = "qemu.err"
 	vsockSock   = "vsock"
@@ -86,6 +87,7 @@ func arguments(o Options, m *initramfs.Manifest) ([]string, error) {
 		"-append", strings.TrimSpace(string(parm)),
 		"-chardev", "file,id=console,path="+escape(in(consoleFile)), "-serial", "chardev:console",
 		"-chardev", "socket,id=qmp,server=on,wait=off,path="+escape(in(monitorSock)), "-mon", "chardev=qmp,mode=control",
+		"-chardev", "socket,id=watch,server=on,wait=off,path="+escape(in(watchSock)), "-mon", "chardev=watch,mode=control",
 		"-device", "virtio-serial-"+bus,
 		"-chardev", "socket,id=events,server=on,wait=off,path="+escape(in(eventSock)),
 		"-device", "virtserialport,chardev=events,name="+eventPort,

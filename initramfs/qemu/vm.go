@@ -29,6 +29,7 @@ type VM struct {
 	err    error // of the process; after done
 	events chan json.RawMessage
 	vsock  *vsock // nil without Options.Vsock
+	ending chan End
 
 	mu   sync.Mutex
 	port net.Conn
@@ -64,7 +65,7 @@ func Start(ctx context.Context, o Options) (*VM, error) {
 	if err := os.WriteFile(filepath.Join(o.Dir, consoleFile), nil, 0o600); err != nil {
 		return nil, err
 	}
-	v := &VM{Manifest: m, dir: o.Dir, done: make(chan struct{}), events: make(chan json.RawMessage, 256)}
+	v := &VM{Manifest: m, dir: o.Dir, done: make(chan struct{}), events: make(chan json.RawMessage, 256), ending: make(chan End, 1)}
 	if o.Vsock {
 		if o.Keep {
 			return nil, errors.New("a machine that outlives this process cannot have its vsock")
@@ -122,7 +123,7 @@ func (v *VM) connect(ctx context.Context) error {
 		if err == nil {
 			v.port = conn
 			go v.listen(conn)
-			return nil
+			return v.watch()
 		}
 		select {
 		case <-v.done:
@@ -198,6 +199,26 @@ func (v *VM) Err() error {
 	return fmt.Errorf("QEMU: %w: %s", v.err, v.complaint())
 }
 
+// End says how the machine went off, once Done is closed.
+func (v *VM) End() End {
+	end := <-v.ending
+	v.ending <- end
+	return end
+}
+
+// watch follows the machine's end.
+func (v *VM) watch() error {
+	conn, err := net.Dial("unix", filepath.Join(v.dir, watchSock))
+	if err != nil {
+		return fmt.Errorf("monitor: %w", err)
+	}
+	go func() {
+		defer conn.Close()
+		v.ending <- awaitEnd(conn)
+	}()
+	return nil
+}
+
 // PID is QEMU's process.
 func (v *VM) PID() int { return v.cmd.Process.Pid }
 
@@ -208,6 +229,12 @@ func (v *VM) Kill() {
 		return
 	}
 }
+
+// Pause stops the machine's processors and its clock; Resume lets them go on.
+func (v *VM) Pause(ctx context.Context) error { return execute(ctx, v.Monitor(), "stop") }
+
+// Resume ends a pause.
+func (v *VM) Resume(ctx context.Context) error { return execute(ctx, v.Monitor(), "cont") }
 
 // Powerdown presses the power button: the guest stops in order.
 func (v *VM) Powerdown(ctx context.Context) error { return Powerdown(ctx, v.Monitor()) }
