@@ -18,11 +18,13 @@ const Flavour = "release"
 const guestFile = "/sys/firmware/uv/prot_virt_guest"
 
 // interlock refuses to touch a contract outside Secure Execution.
-func interlock() error {
+func interlock() error { return protected(guestFile) }
+
+func protected(file string) error {
 	refuse := func(err error) error {
 		return hpl.Wrap(err, "HPL11000E", "", "not in Secure Execution: start this image with its SE header on a host with prot_virt=1")
 	}
-	f, err := os.Open(guestFile)
+	f, err := os.Open(file)
 	if err != nil {
 		return refuse(err)
 	}

@@ -34,6 +34,7 @@ func TestBuildRefusesBeforeItWorks(t *testing.T) {
 		"release keys in a dev image":   {BuildOptions{Arch: "amd64", Keys: []string{release}, Dev: true}, "release images", false},
 		"dev keys in a release image":   {BuildOptions{Arch: "amd64", Keys: []string{dev}}, "dev images", false},
 		"one of two of another flavour": {BuildOptions{Arch: "amd64", Keys: []string{dev, release}, Dev: true}, "release images", false},
+		"one of two is dev's":           {BuildOptions{Arch: "amd64", Keys: []string{release, dev}}, "dev images", false},
 		"the same key twice":            {BuildOptions{Arch: "amd64", Keys: []string{dev, dev}, Dev: true}, "same contract key", false},
 		"no keys":                       {BuildOptions{Arch: "amd64", Dev: true}, "keys folder", true},
 		"unknown architecture":          {BuildOptions{Arch: "arm64", Keys: []string{dev}, Dev: true}, "arm64", true},

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/big"
 	"os"
@@ -61,24 +62,11 @@ func (k *Keys) Wipe() {
 // ReadKeys reads a keys folder and checks that it is whole: keys fit their
 // certificates, and the certificates say no other flavour than keys.json.
 func ReadKeys(dir string) (*Keys, error) {
-	k := &Keys{Flavour: FlavourDev}
-	data, err := os.ReadFile(filepath.Join(dir, "keys.json"))
-	if err == nil {
-		var meta struct {
-			Flavour string `json:"flavour"`
-		}
-		if err := json.Unmarshal(data, &meta); err != nil {
-			return nil, fmt.Errorf("%s: keys.json: %w", dir, err)
-		}
-		if meta.Flavour != "" {
-			k.Flavour = meta.Flavour
-		}
-		if k.Flavour != FlavourDev && k.Flavour != FlavourRelease {
-			return nil, fmt.Errorf(`%s: keys.json: flavour must be "dev" or "release"`, dir)
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %w", ErrEnvironment, err)
+	flavour, err := readFlavour(filepath.Join(dir, "keys.json"))
+	if err != nil {
+		return nil, err
 	}
+	k := &Keys{Flavour: flavour}
 	if k.ContractKey, k.ContractCert, k.ContractPublic, err = readPair(dir, "contract", k.Flavour); err != nil {
 		return nil, err
 	}
@@ -87,6 +75,33 @@ func ReadKeys(dir string) (*Keys, error) {
 		return nil, err
 	}
 	return k, nil
+}
+
+// readFlavour reads keys.json; without one, as in a folder made by hand, the
+// keys are dev's. It is strict: a misspelt flavour must not become dev's.
+func readFlavour(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return FlavourDev, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrEnvironment, err)
+	}
+	var meta struct {
+		Flavour string `json:"flavour"`
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&meta); err != nil {
+		return "", fmt.Errorf("%s: %w", file, err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return "", fmt.Errorf("%s: more than one JSON object", file)
+	}
+	if meta.Flavour != FlavourDev && meta.Flavour != FlavourRelease {
+		return "", fmt.Errorf(`%s: flavour must be "dev" or "release"`, file)
+	}
+	return meta.Flavour, nil
 }
 
 func readPair(dir, name, flavour string) (key *secret.Secret, cert, public []byte, err error) {
@@ -115,7 +130,7 @@ func readPair(dir, name, flavour string) (key *secret.Secret, cert, public []byt
 		return nil, nil, nil, fmt.Errorf("%s is the certificate of another key than %s", certFile, keyFile)
 	}
 	if f := CertificateFlavour(crt); f != "" && f != flavour {
-		return nil, nil, nil, fmt.Errorf("%s is for %s images, but keys.json says %s", certFile, f, flavour)
+		return nil, nil, nil, fmt.Errorf("%s is for %s images, but the folder is for %s (keys.json; without it dev)", certFile, f, flavour)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {

@@ -125,11 +125,7 @@ func TestBadKeysFoldersAreRefused(t *testing.T) {
 		"certificates swapped": {func(dir string) error {
 			return os.Rename(filepath.Join(dir, "attestation.crt"), filepath.Join(dir, "contract.crt"))
 		}, "another key", false},
-		"unknown flavour": {func(dir string) error {
-			return os.WriteFile(filepath.Join(dir, "keys.json"), []byte(`{"flavour":"x"}`), 0o600)
-		}, "flavour", false},
-		"no JSON": {func(dir string) error { return os.WriteFile(filepath.Join(dir, "keys.json"), []byte(`{`), 0o600) }, "keys.json", false},
-		"no PEM":  {func(dir string) error { return os.WriteFile(filepath.Join(dir, "contract.key"), []byte("x"), 0o600) }, "no PEM", false},
+		"no PEM": {func(dir string) error { return os.WriteFile(filepath.Join(dir, "contract.key"), []byte("x"), 0o600) }, "no PEM", false},
 		"key with a passphrase": {func(dir string) error {
 			key := filepath.Join(dir, "contract.key")
 			locked := key + ".new"
@@ -155,12 +151,79 @@ func TestBadKeysFoldersAreRefused(t *testing.T) {
 	}
 }
 
-func TestReleaseCertificatesDoNotPassAsDev(t *testing.T) {
-	dir := newKeys(t, KeyOptions{Flavour: FlavourRelease})
-	if err := os.Remove(filepath.Join(dir, "keys.json")); err != nil {
-		t.Fatal(err)
+// A flavour stands in keys.json and in each certificate of ours; whatever one
+// of them says alone is refused.
+func TestFlavourOfAKeysFolder(t *testing.T) {
+	const absent = "absent"
+	made := map[string]string{
+		FlavourDev:     newKeys(t, KeyOptions{Flavour: FlavourDev}),
+		FlavourRelease: newKeys(t, KeyOptions{Flavour: FlavourRelease}),
+		"by hand":      handMade(t),
 	}
-	if _, err := ReadKeys(dir); err == nil || !strings.Contains(err.Error(), "release images") {
-		t.Errorf("a release key without its keys.json became a dev key: %v", err)
+	for name, tc := range map[string]struct {
+		contract, attestation string // whose pair it is
+		json                  string // keys.json
+		want                  string // flavour, or
+		refused               string // what the refusal says
+	}{
+		"dev":                                  {FlavourDev, FlavourDev, `{"flavour":"dev"}`, FlavourDev, ""},
+		"release":                              {FlavourRelease, FlavourRelease, `{"flavour":"release"}`, FlavourRelease, ""},
+		"dev without keys.json":                {FlavourDev, FlavourDev, absent, FlavourDev, ""},
+		"made by hand":                         {"by hand", "by hand", absent, FlavourDev, ""},
+		"made by hand for dev":                 {"by hand", "by hand", `{"flavour":"dev"}`, FlavourDev, ""},
+		"made by hand for release":             {"by hand", "by hand", `{"flavour":"release"}`, FlavourRelease, ""},
+		"release without keys.json":            {FlavourRelease, FlavourRelease, absent, "", "is for release images, but the folder is for dev"},
+		"release edited to dev":                {FlavourRelease, FlavourRelease, `{"flavour":"dev"}`, "", "is for release images, but the folder is for dev"},
+		"dev edited to release":                {FlavourDev, FlavourDev, `{"flavour":"release"}`, "", "is for dev images, but the folder is for release"},
+		"a release contract key in a dev one":  {FlavourRelease, FlavourDev, `{"flavour":"dev"}`, "", "contract.crt is for release images"},
+		"a release attestation key in dev":     {FlavourDev, FlavourRelease, `{"flavour":"dev"}`, "", "attestation.crt is for release images"},
+		"a dev contract key in a release one":  {FlavourDev, FlavourRelease, `{"flavour":"release"}`, "", "contract.crt is for dev images"},
+		"a dev attestation key in release":     {FlavourRelease, FlavourDev, `{"flavour":"release"}`, "", "attestation.crt is for dev images"},
+		"a flavour of its own":                 {"by hand", "by hand", `{"flavour":"prod"}`, "", `must be "dev" or "release"`},
+		"a flavour in capitals":                {"by hand", "by hand", `{"flavour":"Release"}`, "", `must be "dev" or "release"`},
+		"an empty flavour":                     {"by hand", "by hand", `{"flavour":""}`, "", `must be "dev" or "release"`},
+		"keys.json without one":                {"by hand", "by hand", `{}`, "", `must be "dev" or "release"`},
+		"a misspelt key":                       {"by hand", "by hand", `{"flavor":"release"}`, "", "flavor"},
+		"a further key":                        {"by hand", "by hand", `{"flavour":"dev","bits":4096}`, "", "bits"},
+		"two objects":                          {"by hand", "by hand", `{"flavour":"dev"}{"flavour":"release"}`, "", "more than one"},
+		"no JSON":                              {"by hand", "by hand", `flavour: release`, "", "keys.json"},
+		"a list":                               {"by hand", "by hand", `["release"]`, "", "keys.json"},
+		"an empty file":                        {"by hand", "by hand", ``, "", "keys.json"},
+		"text behind the object":               {"by hand", "by hand", `{"flavour":"dev"} x`, "", "more than one"},
+		"a flavour that is a number of things": {"by hand", "by hand", `{"flavour":["dev"]}`, "", "keys.json"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for file, from := range map[string]string{
+				"contract.key": tc.contract, "contract.crt": tc.contract, "attestation.key": tc.attestation, "attestation.crt": tc.attestation,
+			} {
+				data, err := os.ReadFile(filepath.Join(made[from], file))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(dir, file), data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.json != absent {
+				if err := os.WriteFile(filepath.Join(dir, "keys.json"), []byte(tc.json), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			k, err := ReadKeys(dir)
+			if tc.refused != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.refused) {
+					t.Errorf("got %v, want %q", err, tc.refused)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer k.Wipe()
+			if k.Flavour != tc.want {
+				t.Errorf("flavour %q, want %q", k.Flavour, tc.want)
+			}
+		})
 	}
 }

@@ -31,9 +31,11 @@ func (i Image) Built() time.Time { return time.Unix(i.BuildTime, 0).UTC() }
 
 // LoadImage reads what the image says of itself. flavour is compiled into the
 // binary and must match.
-func LoadImage(flavour string) (Image, error) {
+func LoadImage(flavour string) (Image, error) { return loadImage(imageFile, flavour) }
+
+func loadImage(file, flavour string) (Image, error) {
 	var i Image
-	if err := readJSON(imageFile, &i); err != nil {
+	if err := readJSON(file, &i); err != nil {
 		return i, err
 	}
 	if i.Flavour != flavour {
