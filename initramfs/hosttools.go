@@ -79,6 +79,8 @@ var hostTools = []hostTool{
 	{"nft", "nftables", ""},
 	{"dnsmasq", "dnsmasq-base", ""},
 	{"curl", "curl", ""},
+	{"virt-xml-validate", "libvirt-clients", ""},
+	{"xmllint", "libxml2-utils", ""}, // which virt-xml-validate calls
 }
 
 func (t hostTool) there() bool {
