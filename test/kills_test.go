@@ -133,7 +133,7 @@ func agentKills() []scenario.Scenario {
 	var all []scenario.Scenario
 	for _, phase := range phases {
 		tier := scenario.Full
-		if slices.Contains([]string{"mounts", "contract", "containers"}, phase) {
+		if slices.Contains([]string{"contract", "containers"}, phase) {
 			tier = scenario.Core
 		}
 		all = append(all, kill(phase, "agent", tier, "The guest powers off at once; PID 1 gives the verdict that the agent could not give.",

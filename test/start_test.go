@@ -54,15 +54,6 @@ var startScenarios = []scenario.Scenario{
 		},
 	},
 	{
-		Name:     "a release image refuses to run outside Secure Execution",
-		Attacker: "a host that boots the image in the clear, to see the contract's keys at work",
-		Claim:    "HPL11000E before cidata is read; the binary has no event port, so the console and the power-off are all there is to see.",
-		Tier:     scenario.Core,
-		Archs:    []string{scenario.AMD64},
-		Cost:     30 * time.Second,
-		Run:      interlock,
-	},
-	{
 		Name:     "an image of several architectures is pulled by its index",
 		Attacker: "nobody",
 		Claim:    "The digest of an index pins the image of the guest's own architecture.",
@@ -184,17 +175,6 @@ func severalServices(t *testing.T, lab *scenario.Lab) {
 	lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), While: func(*scenario.Guest) {
 		logged(t, lab, "probe: got starts: 1")
 	}}).Ready(t)
-}
-
-func interlock(t *testing.T, lab *scenario.Lab) {
-	keys, image := filepath.Join(lab.Dir, "release-keys"), filepath.Join(lab.Dir, "release-image")
-	lab.Hpcrctl(t, "keys", "new", "--out", keys, "--flavour", "release")
-	lab.Hpcrctl(t, "image", "build", "--source", lab.Root, "--arch", lab.Arch, "--keys", keys, "--out", image)
-	r := lab.Boot(t, scenario.Boot{Image: image, UserData: lab.EncryptFor(t, lab.Small(t), keys)})
-	r.Failed(t, "HPL11000E")
-	if strings.Contains(r.Console, "decrypt user-data") {
-		t.Errorf("the contract was touched:\n%s", r.Console)
-	}
 }
 
 func byIndex(t *testing.T, lab *scenario.Lab) {

@@ -57,20 +57,42 @@ func (l *Lab) DirectVsock(t *testing.T, userData string) *Direct {
 
 func (l *Lab) direct(t *testing.T, userData string, o qemu.Options, publish []int) *Direct {
 	t.Helper()
-	iso := filepath.Join(l.Dir, "cidata.iso")
+	o.Image = l.Image(t)
+	d := l.start(t, userData, o, publish)
+	d.Await(t, "hello")
+	must(t, d.vm.Send(map[string]string{"cmd": "go"}))
+	if v := d.Await(t, "verdict"); v.Verdict != "ready" {
+		t.Fatalf("verdict %s: %s\n%s", v.Verdict, v.Message, tail(d.console(t)))
+	}
+	return d
+}
+
+// start boots an image with a contract.
+func (l *Lab) start(t *testing.T, userData string, o qemu.Options, publish []int) *Direct {
+	t.Helper()
+	o.Cidata = filepath.Join(l.Dir, "cidata.iso")
 	meta := l.File(t, "meta-data", []byte("local-hostname: "+l.Hostname()+"\n"))
-	l.Hpcrctl(t, "cidata", "--user-data", userData, "--meta-data", meta, "--out", iso)
-	// Sockets want a short path.
-	dir, err := os.MkdirTemp("", "hpcr-test-")
-	must(t, err)
-	d := &Direct{Guest: Guest{ports: map[int]string{}}, lab: l}
-	o.Image, o.Cidata, o.Dir = l.Image(t), iso, dir
+	l.Hpcrctl(t, "cidata", "--user-data", userData, "--meta-data", meta, "--out", o.Cidata)
+	ports := map[int]string{}
 	for _, p := range publish {
 		free, err := peers.ClosedPort()
 		must(t, err)
-		d.ports[p] = net.JoinHostPort(peers.Loopback, fmt.Sprint(free))
+		ports[p] = net.JoinHostPort(peers.Loopback, fmt.Sprint(free))
 		o.Publish = append(o.Publish, qemu.Port{HostIP: peers.Loopback, Host: free, Guest: p})
 	}
+	d := l.machine(t, o)
+	d.ports = ports
+	return d
+}
+
+// machine boots an image. The test's end kills what still runs.
+func (l *Lab) machine(t *testing.T, o qemu.Options) *Direct {
+	t.Helper()
+	// Sockets want a short path.
+	dir, err := os.MkdirTemp("", "hpcr-test-")
+	must(t, err)
+	o.Dir = dir
+	d := &Direct{lab: l}
 	d.vm, err = qemu.Start(t.Context(), o)
 	must(t, err)
 	t.Cleanup(func() {
@@ -80,11 +102,6 @@ func (l *Lab) direct(t *testing.T, userData string, o qemu.Options, publish []in
 			t.Error(err)
 		}
 	})
-	d.Await(t, "hello")
-	must(t, d.vm.Send(map[string]string{"cmd": "go"}))
-	if v := d.Await(t, "verdict"); v.Verdict != "ready" {
-		t.Fatalf("verdict %s: %s\n%s", v.Verdict, v.Message, tail(d.console(t)))
-	}
 	return d
 }
 
@@ -137,10 +154,16 @@ func (d *Direct) Stop(t *testing.T) {
 	if e := d.Await(t, "off"); !e.Ordered {
 		t.Errorf("the guest did not stop in order\n%s", tail(d.console(t)))
 	}
+	d.off(t, 30*time.Second)
+}
+
+// off expects a clean end.
+func (d *Direct) off(t *testing.T, limit time.Duration) {
+	t.Helper()
 	select {
 	case <-d.vm.Done():
-	case <-time.After(30 * time.Second):
-		t.Error("the guest said that it is off, but is not")
+	case <-time.After(limit):
+		t.Errorf("the guest is not off after %s", limit)
 	}
 	console := d.console(t)
 	if found := errorCode.FindString(console); found != "" {
