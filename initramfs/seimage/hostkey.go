@@ -165,7 +165,7 @@ func strongChain(certs []*x509.Certificate, lists []crl, now time.Time) error {
 			return fmt.Errorf("the key of %q is %s, which is too short", cert.Subject.CommonName, keyName(cert))
 		}
 		if i+1 < len(certs) {
-			if err := notRevoked(cert, certs[i+1], lists, now); err != nil {
+			if err := notRevoked(title(cert), cert, certs[i+1], lists, now); err != nil {
 				return err
 			}
 		}
@@ -177,21 +177,21 @@ func strongChain(certs []*x509.Certificate, lists []crl, now time.Time) error {
 // it. The certificate is no CA, so no library calls that a chain.
 func (c *chain) signed(doc *x509.Certificate, now time.Time) error {
 	if len(doc.AuthorityKeyId) > 0 && len(c.signer.SubjectKeyId) > 0 && !bytes.Equal(doc.AuthorityKeyId, c.signer.SubjectKeyId) {
-		return errors.New("was signed by another key than that of the given signing certificate")
+		return errors.New("it was signed by another key than that of the given signing certificate")
 	}
 	if err := c.signer.CheckSignature(doc.SignatureAlgorithm, doc.RawTBSCertificate, doc.Signature); err != nil {
 		return fmt.Errorf("its signature is not that of the given signing certificate: %w", err)
 	}
 	if now.Before(doc.NotBefore) || now.After(doc.NotAfter) {
-		return fmt.Errorf("is valid from %s to %s only", doc.NotBefore.Format(time.DateOnly), doc.NotAfter.Format(time.DateOnly))
+		return fmt.Errorf("it is valid from %s to %s only", doc.NotBefore.Format(time.DateOnly), doc.NotAfter.Format(time.DateOnly))
 	}
-	return notRevoked(doc, c.signer, c.lists, now)
+	return notRevoked("it", doc, c.signer, c.lists, now)
 }
 
 // notRevoked wants at least one list that the issuer signed and that is valid
 // now, and the certificate in none. Lists are matched by signature: the names
 // in IBM's differ from the signer's in order and town.
-func notRevoked(cert, issuer *x509.Certificate, lists []crl, now time.Time) error {
+func notRevoked(name string, cert, issuer *x509.Certificate, lists []crl, now time.Time) error {
 	valid, outdated := 0, ""
 	for _, l := range lists {
 		if issuer.CheckSignature(l.SignatureAlgorithm, l.RawTBSRevocationList, l.Signature) != nil {
@@ -204,7 +204,7 @@ func notRevoked(cert, issuer *x509.Certificate, lists []crl, now time.Time) erro
 		valid++
 		for _, e := range l.RevokedCertificateEntries {
 			if e.SerialNumber.Cmp(cert.SerialNumber) == 0 {
-				return fmt.Errorf("%s is revoked since %s by %s", title(cert), e.RevocationTime.Format(time.DateOnly), l.file)
+				return fmt.Errorf("%s is revoked since %s by %s", name, e.RevocationTime.Format(time.DateOnly), l.file)
 			}
 		}
 	}

@@ -176,6 +176,10 @@ func TestHostKeyDocumentsAreVerified(t *testing.T) {
 		Subject: ibmName("Armonk", "Key Signing Service"), NotBefore: month(-1), NotAfter: month(1),
 	}, weak)
 
+	stranger := p.write("stranger.crt", "CERTIFICATE", p.authority(nil, pkix.Name{CommonName: "Test Root G4"}, true, elliptic.P384()).cert.Raw)
+	more := ibmName("Armonk", "Key Signing Service")
+	more.SerialNumber = "1"
+
 	for name, tc := range map[string]struct {
 		setup func(*Trust) string // gives the document
 		want  string              // "" = accepted
@@ -197,12 +201,12 @@ func TestHostKeyDocumentsAreVerified(t *testing.T) {
 		}, ""},
 
 		"signed by itself":          {doc("self.crt", nil, nil, nil), "self.crt: its signature is not that of the given signing certificate"},
-		"signed by another IBM key": {doc("akid.crt", other, nil, nil), "akid.crt: was signed by another key"},
+		"signed by another IBM key": {doc("akid.crt", other, nil, nil), "akid.crt: it was signed by another key"},
 		"expired": {doc("exp.crt", p.signer, nil, func(c *x509.Certificate) { c.NotAfter = p.now.AddDate(0, 0, -1) }),
-			"exp.crt: is valid from 2026-05-01 to 2026-05-31 only"},
+			"exp.crt: it is valid from 2026-05-01 to 2026-05-31 only"},
 		"not valid yet": {doc("early.crt", p.signer, nil, func(c *x509.Certificate) { c.NotBefore = p.now.AddDate(0, 0, 1) }),
-			"early.crt: is valid from 2026-06-02"},
-		"revoked":  {list(0, "rev.crl", p.signer, p.now, month(1), cert), "rev.crl"},
+			"early.crt: it is valid from 2026-06-02"},
+		"revoked":  {list(0, "rev.crl", p.signer, p.now, month(1), cert), "good.crt: it is revoked since 2026-06-01 by"},
 		"on P-256": {doc("p256.crt", p.signer, ecKey(t, elliptic.P256()), nil), "p256.crt: its key is P-256, a host key is on P-521"},
 		"RSA":      {doc("rsa.crt", p.signer, weak, nil), "its key is RSA-1024"},
 		"on P-384, not verified": {func(tr *Trust) string { *tr = Trust{None: true}; return p.file("inter.crt") },
@@ -226,11 +230,16 @@ func TestHostKeyDocumentsAreVerified(t *testing.T) {
 		"no signing certificate":      {by(func(tr *Trust) { tr.Certs = tr.Certs[1:] }), "none of the certificates is IBM's"},
 		"two signing certificates":    {by(func(tr *Trust) { tr.Certs = append(tr.Certs, p.file("other.crt")) }), "both IBM Z signing certificates"},
 		"no intermediate":             {by(func(tr *Trust) { tr.Certs = tr.Certs[:1] }), "signer.crt: x509: certificate signed by unknown authority"},
-		"another root":                {by(func(tr *Trust) { tr.Root = "" }), "unknown authority"},
+		"the system's roots":          {by(func(tr *Trust) { tr.Root = "" }), "unknown authority"},
+		"another root":                {by(func(tr *Trust) { tr.Root = stranger }), "unknown authority"},
 		"signing certificate expired": {by(func(tr *Trust) { tr.Now = month(24) }), "expired"},
 		"signed by the root itself": {signer("direct.crt", p.authority(p.root, ibmName("Armonk", "Key Signing Service"), false, elliptic.P521())),
 			"its chain has 2 certificates"},
 		"somebody else's name": {signer("hursley.crt", p.authority(p.inter, ibmName("Hursley", "Key Signing Service"), false, elliptic.P521())),
+			"none of the certificates is IBM's"},
+		"another service of IBM's": {signer("code.crt", p.authority(p.inter, ibmName("Armonk", "Code Signing"), false, elliptic.P521())),
+			"none of the certificates is IBM's"},
+		"a name with more to it": {signer("more.crt", p.authority(p.inter, more, false, elliptic.P521())),
 			"none of the certificates is IBM's"},
 		"a short key in the chain": {signer("weak.crt", &authority{weakSigner, weak}), "RSA-1024, which is too short"},
 	} {

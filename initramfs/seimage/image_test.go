@@ -160,7 +160,8 @@ func TestAnImageOpenToItsHostIsRefused(t *testing.T) {
 // Keys, tweaks and IV are new each time: equal pages of two images must not
 // look equal.
 func TestTwoImagesShareNothing(t *testing.T) {
-	in := testInput(hostKeyOf(newHost(t)))
+	host := newHost(t)
+	in := testInput(hostKeyOf(host))
 	a, ha, err := Build(in)
 	if err != nil {
 		t.Fatal(err)
@@ -171,6 +172,23 @@ func TestTwoImagesShareNothing(t *testing.T) {
 	}
 	if ha.PLD == hb.PLD || ha.TLD == hb.TLD || ha.Tag == hb.Tag || bytes.Equal(a[0x15000:][:pageSize], b[0x15000:][:pageSize]) {
 		t.Error("two images have keys or tweaks in common")
+	}
+	one, err := softuv.Unpack(a, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := softuv.Unpack(b, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]string{string(make([]byte, 32)): "zeros"}
+	for _, g := range []*softuv.Guest{one, two} {
+		for name, key := range g.Keys {
+			if other, ok := seen[string(key)]; ok {
+				t.Errorf("%s is the same as %s", name, other)
+			}
+			seen[string(key)] = name
+		}
 	}
 	if ha.ALD != hb.ALD {
 		t.Error("the layout differs")

@@ -27,6 +27,7 @@ type Guest struct {
 	Kernel      []byte
 	Initrd      []byte
 	CommandLine string
+	Keys        map[string][]byte // what the image was sealed with
 }
 
 var be = binary.BigEndian
@@ -66,6 +67,9 @@ func Unpack(image []byte, host *ecdh.PrivateKey) (*Guest, error) {
 		return nil, fmt.Errorf("PSW mask %#x", mask)
 	}
 	g := &Guest{Memory: bytes.Clone(image), Entry: entry, Flags: be.Uint64(header[0x38:])}
+	g.Keys = map[string][]byte{
+		"header": key, "CCK": plain[:32], "pages": plain[32:64], "tweaks": plain[64:96], "IV": header[0x10:0x1c], "customer": header[0x40:0xe0],
+	}
 	parts, err := parameterBlock(image)
 	if err != nil {
 		return nil, err
