@@ -72,14 +72,20 @@ func field(path, key string) int {
 	return 0
 }
 
-// killNow kills every process of that name and says how many.
+// killNow kills every process of that name and says how many; "NAME:STOP"
+// stops them instead, as a hang.
 func killNow(child string) int {
+	signal := unix.SIGKILL
+	child, stop := strings.CutSuffix(child, ":STOP")
+	if stop {
+		signal = unix.SIGSTOP
+	}
 	if child == "shim" {
 		child = "containerd-shim-runc-v2"
 	}
 	n := 0
 	for pid, name := range processes() {
-		if name == child && unix.Kill(pid, unix.SIGKILL) == nil {
+		if name == child && unix.Kill(pid, signal) == nil {
 			n++
 		}
 	}

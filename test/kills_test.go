@@ -35,13 +35,23 @@ var killScenarios = slices.Concat(
 		kill("containers", "containerd", scenario.Full, recovers, recovered),
 		{
 			Name:     "killing containerd leaves its containers running and managed",
-			Attacker: "a fault, or memory that the host took away",
+			Attacker: fault,
 			Claim: "The page is served on without a new start; containerd runs again within seconds; " +
 				"the orderly stop, which goes through the new one, reaches the container. Nothing of it shows on console or event port.",
 			Tier:  scenario.Core,
 			Archs: []string{scenario.AMD64},
 			Cost:  40 * time.Second,
-			Run:   survives,
+			Run:   func(t *testing.T, lab *scenario.Lab) { survives(t, lab, "containerd") },
+		},
+		kill("pull", "containerd:STOP", scenario.Full, recovers, recovered),
+		{
+			Name:     "a containerd that hangs is replaced, and its containers stay",
+			Attacker: fault,
+			Claim:    "As if it had been killed, a minute later: what answers nothing is killed and started again.",
+			Tier:     scenario.Full,
+			Archs:    []string{scenario.AMD64},
+			Cost:     100 * time.Second,
+			Run:      func(t *testing.T, lab *scenario.Lab) { survives(t, lab, "containerd:STOP") },
 		},
 		kill("containers", "shim", scenario.Core, recovers, recovered),
 		kill("ready", "shim", scenario.Full, recovers, recovered),
@@ -63,13 +73,17 @@ func recovered(t *testing.T, r *scenario.Result) {
 
 // kill is a scenario that kills a child when a phase begins.
 func kill(phase, child string, tier scenario.Tier, claim string, judge func(*testing.T, *scenario.Result)) scenario.Scenario {
+	cost := 20 * time.Second
+	if child == "containerd:STOP" {
+		cost = 90 * time.Second // the agent's patience is most of it
+	}
 	return scenario.Scenario{
-		Name:     "killing " + child + " in phase " + phase + " ends in order",
-		Attacker: "a fault, or memory that the host took away",
+		Name:     striking(child) + " in phase " + phase + " ends in order",
+		Attacker: fault,
 		Claim:    claim,
 		Tier:     tier,
 		Archs:    []string{scenario.AMD64},
-		Cost:     20 * time.Second,
+		Cost:     cost,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			c := lab.Small(t)
 			c.Env.Logging = peers.SyslogTo(lab.LogHost.Port(), lab.LogCA, lab.LogClient)
@@ -81,7 +95,15 @@ func kill(phase, child string, tier scenario.Tier, claim string, judge func(*tes
 	}
 }
 
-func survives(t *testing.T, lab *scenario.Lab) {
+// striking says what is done to a child: "agent" or "agent:STOP".
+func striking(child string) string {
+	if name, stop := strings.CutSuffix(child, ":STOP"); stop {
+		return "stopping " + name
+	}
+	return "killing " + child
+}
+
+func survives(t *testing.T, lab *scenario.Lab, fault string) {
 	c := lab.Contract(t)
 	c.Workload.Volumes, c.Env.Volumes = nil, nil
 	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
@@ -98,11 +120,11 @@ func survives(t *testing.T, lab *scenario.Lab) {
 	}
 	serves("before")
 	daemon := pid(t, d, "containerd")
-	if killed := d.Command(t, "kill", "containerd").Killed; killed != 1 {
-		t.Fatalf("%d processes were killed, want containerd alone", killed)
+	if killed := d.Command(t, "kill", fault).Killed; killed != 1 {
+		t.Fatalf("%d processes were struck, want containerd alone", killed)
 	}
 	serves("at once")
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(300 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(300 * time.Millisecond) {
 		if now := pid(t, d, "containerd"); now != 0 && now != daemon {
 			break
 		}
@@ -137,19 +159,23 @@ func agentKills() []scenario.Scenario {
 			tier = scenario.Core
 		}
 		all = append(all, kill(phase, "agent", tier, "The guest powers off at once; PID 1 gives the verdict that the agent could not give.",
-			func(t *testing.T, r *scenario.Result) { powersOff(t, r, phase) }))
+			func(t *testing.T, r *scenario.Result) { powersOff(t, r, phase, "killed by SIGKILL") }))
+	}
+	for _, phase := range []string{"cidata", "disks", "ready"} {
+		all = append(all, kill(phase, "agent:STOP", scenario.Full, "As if it were killed, seconds later: PID 1 notices that the agent no longer beats.",
+			func(t *testing.T, r *scenario.Result) { powersOff(t, r, phase, "it does not respond") }))
 	}
 	return all
 }
 
-func powersOff(t *testing.T, r *scenario.Result, phase string) {
+func powersOff(t *testing.T, r *scenario.Result, phase, cause string) {
 	t.Helper()
 	if r.StoppedInOrder {
 		t.Error("a guest whose agent was killed claims to have stopped in order")
 	}
 	if phase == "ready" && r.Verdict == "ready" {
 		// The verdict was out before the agent died: no E code may follow it.
-		if !strings.Contains(r.Console, "# the agent ended: killed by SIGKILL") || strings.Contains(r.Console, "HPL11000E") {
+		if !strings.Contains(r.Console, "# the agent ended: "+cause) || strings.Contains(r.Console, "HPL11000E") {
 			t.Errorf("init did not say why the guest ends, or said too much:\n%s", r.Console)
 		}
 		return
@@ -165,7 +191,7 @@ func powersOff(t *testing.T, r *scenario.Result, phase string) {
 		codes = append(codes, "HPL10000E")
 	}
 	r.ConsoleCodes(t, codes)
-	if !strings.Contains(r.Console, "the agent ended before its verdict: killed by SIGKILL") {
+	if !strings.Contains(r.Console, "the agent ended before its verdict: "+cause) {
 		t.Errorf("init did not say why the guest ends:\n%s", r.Console)
 	}
 }

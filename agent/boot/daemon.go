@@ -6,23 +6,34 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 )
 
 // daemon keeps one child process alive until its context ends: a child that
-// dies is started again after a pause that doubles with each quick death.
+// dies, or hangs (watch), is started again after a pause that doubles with each quick death.
 type daemon struct {
 	path  string
 	log   *slog.Logger
 	ended func(err error) // told of each unexpected end; may be nil
+
+	mu    sync.Mutex
+	child *os.Process
 }
 
 const (
 	firstPause = 50 * time.Millisecond
 	maxPause   = 5 * time.Second
 	stopGrace  = 5 * time.Second
+
+	// A child that answers none of so many questions in a row hangs. A minute
+	// is long: a busy machine must not lose a pull over it.
+	askEvery  = 5 * time.Second
+	hungAfter = 12
 )
 
 // start runs the loop in the background and returns a function that stops the
@@ -65,6 +76,35 @@ func (d *daemon) loop(ctx context.Context) {
 	}
 }
 
+// watch asks the child until ctx ends and kills one that hangs; the loop then
+// starts another.
+func (d *daemon) watch(ctx context.Context, every time.Duration, ask func(context.Context) error) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for silent := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		limited, cancel := context.WithTimeout(ctx, every)
+		err := ask(limited)
+		cancel()
+		if silent++; err == nil {
+			silent = 0
+		}
+		if silent < hungAfter {
+			continue
+		}
+		silent = 0
+		d.log.Warn("a child does not answer and is killed", "child", filepath.Base(d.path), "error", err)
+		d.mu.Lock()
+		// An error means that it has ended already.
+		_ = d.child.Kill()
+		d.mu.Unlock()
+	}
+}
+
 func (d *daemon) once(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, d.path)
 	cmd.Args = []string{d.path}
@@ -81,6 +121,9 @@ func (d *daemon) once(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	d.mu.Lock()
+	d.child = cmd.Process
+	d.mu.Unlock()
 	lines := bufio.NewScanner(out)
 	for lines.Scan() { // a line beyond the scanner's limit ends the reading, not the child
 		d.log.Info("daemon output", "line", lines.Text())

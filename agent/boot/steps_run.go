@@ -26,16 +26,22 @@ import (
 // startContainerd starts the daemon, which is started again whenever it dies,
 // and connects to it.
 func (g *Guest) startContainerd(ctx context.Context) error {
-	d := daemon{path: "/bin/containerd", log: g.log, ended: func(err error) {
+	d := &daemon{path: "/bin/containerd", log: g.log, ended: func(err error) {
 		g.note(event.ChildEnded, event.Warning, "containerd ended and is started again", slog.String("cause", err.Error()))
 	}}
-	g.stop = d.start(context.WithoutCancel(ctx))
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := d.start(lasting)
+	g.stop = func() {
+		cancel()
+		stop()
+	}
 	work, err := g.newWorkload(ctx)
 	if err != nil {
 		g.stop()
 		return err
 	}
 	g.work = work
+	go d.watch(lasting, askEvery, work.Alive)
 	return nil
 }
 

@@ -137,6 +137,12 @@ func (w *Workload) connectDaemon(ctx context.Context) error {
 	return nil
 }
 
+// Alive asks the daemon for an answer, whichever.
+func (w *Workload) Alive(ctx context.Context) error {
+	_, err := w.client.Version(ctx)
+	return err
+}
+
 // answering waits until the daemon serves, as after its restart.
 func (w *Workload) answering(ctx context.Context) error {
 	for {

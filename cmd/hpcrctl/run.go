@@ -81,7 +81,7 @@ Ctrl-C asks the guest to stop in order. Exit status 124: the time limit.`,
 	f.BoolVar(&o.json, "json", false, "one JSON object on stdout")
 	f.StringVar(&o.accel, "accel", "tcg", "QEMU's accelerator: tcg or kvm")
 	f.StringArrayVar(&o.qemuArgs, "qemu-arg", nil, "further argument for QEMU, may be repeated")
-	f.StringArrayVar(&o.faultKills, "kill", nil, "PHASE:CHILD, for tests of dev images: kill a child when a phase starts")
+	f.StringArrayVar(&o.faultKills, "kill", nil, "PHASE:CHILD[:STOP], for tests of dev images: kill or stop a child when a phase starts")
 	if err := f.MarkHidden("kill"); err != nil {
 		panic(err) // the flag is defined two lines above
 	}
