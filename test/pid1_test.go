@@ -42,12 +42,12 @@ var pid1Scenarios = []scenario.Scenario{
 	{
 		Name:     "rarer ends of the agent and of PID 1 are told apart too",
 		Attacker: fault,
-		Claim:    "A stopped agent is a hung one; an agent that leaves without a verdict has failed; a PID 1 that reboots ends the machine, once.",
+		Claim:    "A stopped agent is a hung one; an agent that leaves without a verdict has failed; a PID 1 that reboots ends the machine, once; so does its last resort, a crash.",
 		Tier:     scenario.Full,
 		Archs:    scenario.Both,
-		Cost:     17 * time.Second,
+		Cost:     22 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
-			endings(t, lab, "is stopped", "leaves without a verdict", "PID 1 reboots")
+			endings(t, lab, "is stopped", "leaves without a verdict", "PID 1 reboots", "PID 1 cannot power off")
 		},
 	},
 	{
@@ -110,7 +110,10 @@ var waysToEnd = map[string]ending{
 		edit: scenario.Asking(""), add: func(t *initramfs.Tree) { t.File("proc", 0o644, nil) }, codes: internal,
 		say: "# HPL11000E: Internal error. -> init cannot set up the guest: mount point: mkdir /proc: not a directory",
 	},
-	"PID 1 dies":    {edit: scenario.Outer("panic"), say: "Attempted to kill init!", from: event, to: "Kernel panic - not syncing"},
+	"PID 1 dies": {edit: scenario.Outer("panic"), say: "Attempted to kill init!", from: event, to: "Kernel panic - not syncing"},
+	"PID 1 cannot power off": {
+		edit: scenario.Outer("crash"), say: "Kernel panic - not syncing: sysrq triggered crash", from: event, to: "Kernel panic - not syncing",
+	},
 	"PID 1 reboots": {edit: scenario.Outer("reboot"), say: event},
 }
 
@@ -155,7 +158,7 @@ func judge(t *testing.T, name string, r *scenario.Result) {
 		message = "HPL11000E: Internal error. -> the agent ended before its verdict: it does not respond"
 	case name == "hangs after its verdict": // the stand-in's verdict was for init alone
 		verdict, message = "off", "the guest powered off without a verdict"
-	case name == "PID 1 dies":
+	case name == "PID 1 dies", name == "PID 1 cannot power off":
 		message = "the guest's kernel panicked; the console says why"
 	case name == "PID 1 reboots":
 		message = "the guest reset itself, which no image of ours does"

@@ -93,6 +93,9 @@ func record(t *testing.T, lab *scenario.Lab) {
 	if !strings.Contains(text, "\nPrivileged: canarypower privileged cap_add\n") || strings.Contains(text, "Privileged: canaryrecord") {
 		t.Errorf("the record does not name the one service with power beyond its own:\n%s", text)
 	}
+	if !strings.Contains(text, "\nFlavour: dev\n") {
+		t.Errorf("the record does not say its flavour:\n%s", text)
+	}
 	if lines["/dev/disk/by-label/cidata"] == "" || !strings.HasPrefix(text, strings.TrimSpace(files["se-version"])+"\n") {
 		t.Errorf("the record lacks the device or the version:\n%s", text)
 	}

@@ -11,7 +11,7 @@ import (
 const (
 	sayLimit      = time.Second
 	syncLimit     = 3 * time.Second
-	powerOffLimit = 10 * time.Second
+	powerOffLimit = 5 * time.Second
 )
 
 // verdict is init's own: the agent could not give one.
@@ -54,18 +54,25 @@ func exists(path string) bool {
 // off flushes what it can and powers off.
 func off() {
 	flush(SyncPath, syncLimit)
-	within(powerOffLimit, func() {
-		if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
+	powerOff(func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }, Crash, powerOffLimit)
+	os.Exit(1) // which panics the kernel
+}
+
+// powerOff crashes a machine that does not go off by itself.
+func powerOff(reboot, crash func() error, limit time.Duration) {
+	within(limit, func() {
+		if err := reboot(); err != nil {
 			say("# power-off failed: " + err.Error())
 		}
 	})
-	// What is left is the kernel's panic, which ends the machine too: a crash
-	// on demand, or the end of PID 1.
-	if err := os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0); err != nil {
-		say("# no crash: " + err.Error())
+	if err := crash(); err != nil {
+		say("# crash failed: " + err.Error())
 	}
-	os.Exit(1)
 }
+
+// Crash panics the kernel, which ends the machine where a power-off does not.
+// kernel.sysrq is for keys and does not hold for this file.
+func Crash() error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }
 
 // flush runs the sync applet in a child, since a block device may hang for
 // ever, and with it whoever waits for it.

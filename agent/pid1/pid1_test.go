@@ -56,7 +56,7 @@ func TestInitHasTheLastWord(t *testing.T) {
 			"# HPL11000E: Internal error. -> init failed; report this with the image's version\n",
 		},
 		"a panic of the runtime's": {
-			func() error { var m map[string]int; m["x"]++; return nil }, nil,
+			func() error { os.Args[len(os.Args)] = "outside"; return nil }, nil,
 			"# HPL11000E: Internal error. -> init failed; report this with the image's version\n",
 		},
 	} {
@@ -123,6 +123,30 @@ func TestSyncIsBounded(t *testing.T) {
 			flush(tc.path, limit)
 			if took := time.Since(start); took < tc.min || took > tc.max {
 				t.Errorf("took %s, want %s to %s", took, tc.min, tc.max)
+			}
+		})
+	}
+}
+
+// A machine that does not go off is crashed.
+func TestPowerOffThatFailsIsACrash(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	for name, tc := range map[string]struct {
+		reboot func() error
+		say    string
+	}{
+		"it hangs":   {func() error { <-hang; return nil }, ""},
+		"it returns": {func() error { return nil }, ""},
+		"it fails":   {func() error { return unix.EPERM }, "# power-off failed: operation not permitted\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			crashed := false
+			got := said(t, func() {
+				powerOff(tc.reboot, func() error { crashed = true; return nil }, 50*time.Millisecond)
+			})
+			if !crashed || got != tc.say {
+				t.Errorf("crashed: %v, saying %q, want %q", crashed, got, tc.say)
 			}
 		})
 	}

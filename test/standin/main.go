@@ -33,7 +33,7 @@ func main() {
 			mark("sync")
 		}
 	case "load":
-		for { // takes all the processor that it gets
+		for n := 1; n != 0; n = n*5 | 1 { // takes all the processor that it gets
 		}
 	}
 	if err != nil {
@@ -84,9 +84,9 @@ func outer() error {
 	case "reboot":
 		mark("event")
 		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-	case "hang":
+	case "crash":
 		mark("event")
-		forever()
+		return pid1.Crash()
 	}
 	if err := unix.Mount("tmpfs", "/sys/firmware", "tmpfs", 0, ""); err != nil {
 		return fmt.Errorf("cover /sys/firmware: %w", err)
