@@ -64,10 +64,9 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 				return usage("--keys DIR is missing (make one with 'hpcrctl keys new')")
 			case o.Out == "":
 				return usage("--out DIR is missing")
-			case len(o.HostKeyDocuments) > 0 && o.Arch != "s390x":
-				return usage("--host-key-document: only s390x has Secure Execution images")
-			case len(o.HostKeyDocuments) > 0 && !o.HostKeyTrust.None && len(o.HostKeyTrust.Certs) == 0:
-				return usage("--host-key-cert is missing: IBM Z's host key signing certificate and the CA's (or --no-verify-host-key)")
+			}
+			if err := checkHostKeys(o); err != nil {
+				return err
 			}
 			o.Log = cmd.ErrOrStderr()
 			o.HostKeyTrust.Now = time.Now()
@@ -109,6 +108,25 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 	f.StringVar(&o.Out, "out", "", "image folder to make or replace")
 	f.StringVar(&o.Source, "source", "", "source tree (default: found from the working folder)")
 	return cmd
+}
+
+// checkHostKeys finds flags that would have no effect, or not the meant one.
+func checkHostKeys(o initramfs.BuildOptions) error {
+	t := o.HostKeyTrust
+	verify := len(t.Certs)+len(t.CRLs) > 0 || t.Root != ""
+	switch {
+	case len(o.HostKeyDocuments) == 0 && (verify || t.None):
+		return usage("--host-key-document is missing: there is nothing to verify")
+	case len(o.HostKeyDocuments) == 0:
+		return nil
+	case o.Arch != "s390x":
+		return usage("--host-key-document: only s390x has Secure Execution images")
+	case t.None && verify:
+		return usage("--no-verify-host-key and what to verify with: leave one away")
+	case !t.None && len(t.Certs) == 0:
+		return usage("--host-key-cert is missing: IBM Z's host key signing certificate and the CA's (or --no-verify-host-key)")
+	}
+	return nil
 }
 
 func newImageVerifyCmd() *cobra.Command {
