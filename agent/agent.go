@@ -53,6 +53,7 @@ func Main() int {
 	a := &agent{
 		started: started,
 		heart:   heart,
+		off:     powerOff,
 		console: boot.NewConsole(os.Stdout, os.Getpid(), Flavour == "release"),
 		hub:     &event.Hub{},
 		health:  health.New(Flavour),
@@ -70,7 +71,8 @@ func Main() int {
 
 type agent struct {
 	started time.Time
-	heart   *pid1.Heart
+	heart   interface{ Beat() error } // *pid1.Heart
+	off     func()                    // powerOff
 	console *boot.Console
 	hub     *event.Hub
 	health  *health.State

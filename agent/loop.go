@@ -20,7 +20,7 @@ func (a *agent) turn(done <-chan struct{}) {
 	for {
 		a.health.Beat()
 		if err := a.heart.Beat(); errors.Is(err, pid1.ErrInitHangs) {
-			powerOff()
+			a.off()
 		} else if err != nil {
 			// PID 1 will take us for hung, which is the right end for a guest
 			// whose two watchers have lost each other.
