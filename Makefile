@@ -46,7 +46,7 @@ test: race vm ## everything that gates a change: unit tests, then guests of the 
 vm: deps build ## boot the scenarios of a tier: RUN=regexp TIER=core|full
 	@$(cd) HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -timeout 80m -v ./test -run '$(RUN)'
 	@$(cd) test '$(RUN)' != . || HPCR_ARCHS='$(archs)' go test -tags 'vm $(tags)' -count=1 -p 1 -timeout 40m \
-	  -run '^(TestReproducible|TestImageIsWhole|TestGuest|TestPanic|TestHung|TestBadArgument|TestInGuests)' ./initramfs ./initramfs/qemu ./disk
+	  -run '^(TestReproducible|TestImage|TestGuest|TestPanic|TestHung|TestBadArgument|TestInGuests)' ./initramfs ./initramfs/qemu ./disk
 
 image: deps build ## a dev image under build/$ARCH, with keys made on the first run
 	@$(cd) test -e build/$(ARCH)/keys/contract.key || build/hpcrctl keys new --out build/$(ARCH)/keys
@@ -58,8 +58,8 @@ demo: deps build ## the main job, shown: contract, disk, container, health, twic
 bench: deps build ## start to ready by phase, memory, sizes; writes build/bench.json
 	@$(cd) go run ./test/bench -arch $(ARCH)
 
-repro: deps build ## build the keyless base twice, in different surroundings, and compare
-	@$(cd) go test -tags 'vm $(tags)' -count=1 -v ./initramfs -run Repro
+repro: deps build ## build the keyless base twice, by two users in different surroundings, and compare
+	@$(cd) HPCR_ARCHS='$(archs)' go test -tags 'vm $(tags)' -count=1 -timeout 60m -v ./initramfs -run Repro
 
 sbom: image ## what is in the image, as SPDX
 	@$(cd) cat build/$(ARCH)/image/sbom.spdx.json

@@ -300,11 +300,10 @@ func unpackAll(ctx context.Context, d *Debian, pkgs []Package) ([]string, error)
 // says of it.
 func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent, runc string) (*Tree, error) {
 	t := NewTree()
-	for _, dir := range []string{"dev", "proc", "sys", "tmp", "run", "newroot", "etc/hpcr", "var/lib/containerd", "var/hyperprotect", "data1", "mnt", "root"} {
+	for _, dir := range []string{"dev", "proc", "sys", "tmp", "run", "newroot", "etc/hpcr", "var/lib/containerd", "var/hyperprotect", "data1", "mnt"} {
 		t.Dir(dir, 0o755)
 	}
 	t.Dir("tmp", 0o1777)
-	t.Dir("root", 0o700)
 
 	for _, p := range []struct {
 		file  string
@@ -332,8 +331,6 @@ func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent
 		return nil, err
 	}
 	t.File(caFile, 0o644, bundle)
-	t.File("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"))
-	t.File("etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	t.Symlink("etc/mtab", "/proc/self/mounts")
 
 	groups := map[string][]string{}

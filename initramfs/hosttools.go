@@ -74,6 +74,7 @@ var hostTools = []hostTool{
 	{"sgdisk", "gdisk", ""},
 	{"sfdisk", "fdisk", ""},
 	{"cpio", "cpio", ""},
+	{"faketime", "faketime", ""}, // for the C tools of `make repro`
 	{"busybox", "busybox-static", ""},
 	{"ip", "iproute2", ""},
 	{"nft", "nftables", ""},
