@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -13,7 +14,11 @@ const Redacted = "[secret]"
 type Secret struct {
 	mu  sync.Mutex
 	mem []byte // nil after Wipe
+	all []byte // what was mapped for mem, if it is more
 }
+
+// ErrTooLong is an input beyond ReadAll's limit.
+var ErrTooLong = errors.New("longer than its limit")
 
 // New moves b into locked memory and wipes b.
 func New(b []byte) *Secret {
@@ -46,7 +51,12 @@ func (s *Secret) Len() int { return len(s.Bytes()) }
 
 // Clone is an independent copy with an owner of its own.
 func (s *Secret) Clone() *Secret {
-	return New(append([]byte(nil), s.Bytes()...))
+	c := &Secret{}
+	if b := s.Bytes(); len(b) > 0 {
+		c.mem = alloc(len(b))
+		copy(c.mem, b)
+	}
+	return c
 }
 
 // Wipe overwrites the bytes. Safe to call twice, and on nil.
@@ -56,8 +66,13 @@ func (s *Secret) Wipe() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// The compiler keeps these writes: they go to memory that it knows nothing of.
 	clear(s.mem)
-	s.mem = nil
+	if s.all != nil {
+		s.mem = s.all
+	}
+	release(s.mem)
+	s.mem, s.all = nil, nil
 }
 
 func (s *Secret) String() string               { return Redacted }
