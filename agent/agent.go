@@ -19,6 +19,7 @@ import (
 	"hpcr/agent/health"
 	"hpcr/agent/hpl"
 	"hpcr/agent/pid1"
+	"hpcr/agent/secret"
 )
 
 // drainLimit is how long the log may take to leave a guest that has failed.
@@ -31,6 +32,10 @@ var errStop = errors.New("asked to stop")
 // verdict was given and everything was unwound.
 func Main() int {
 	started := time.Now()
+	if err := secret.RequireLock(); err != nil {
+		fmt.Println("# HPL11000E: Internal error. -> memory for secrets cannot be locked: give the guest more memory")
+		return 1
+	}
 	heart, err := pid1.NewHeart()
 	if err != nil {
 		fmt.Println("# HPL11000E: Internal error. -> the agent was not started by this image's init")

@@ -20,14 +20,14 @@ type Plan struct {
 	Volumes         []Volume // document order of workload.volumes
 	Auths           []Auth   // sorted by host
 	CACerts         [][]byte // PEM, further trust anchors for registries
-	Env             []Var    // merged, sorted by name
+	Env             []Var    // merged, sorted by name; not sent to the agent, whose services have theirs
 	Compose         *compose.Project
 	Digests         []Digest // lines of the attestation record, in its order
 
 	AttestationPublicKey  []byte         // PEM "PUBLIC KEY", nil = record in clear
-	UserDataDecrypted     *secret.Secret // §1.1, as HPCR writes it
-	UserDataMasked        *secret.Secret // the same with every seed as 15 asterisks
-	WorkloadDataDecrypted *secret.Secret // env and workload as real mappings; seeds masked from the start
+	UserDataDecrypted     *secret.Secret // §1.1, as HPCR writes it; not sent to the agent
+	UserDataMasked        *secret.Secret // the same with every seed as 15 asterisks; sent if a container mounts it
+	WorkloadDataDecrypted *secret.Secret // env and workload as real mappings, seeds masked; sent if a container mounts it
 
 	MetaData   []byte // as delivered
 	VendorData []byte

@@ -109,11 +109,13 @@ func TestProcess(t *testing.T) {
 			if err := v.Encode(&wire); err != nil {
 				t.Fatal(err)
 			}
-			again, err := Decode(bytes.NewReader(wire.Bytes()))
+			again, err := Decode(wire.Bytes())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(v.Plan(), again.Plan(), planOptions); diff != "" {
+			sent := *v.Plan()
+			sent.Env, sent.UserDataDecrypted, sent.Compose = nil, nil, sent.Compose.Needed()
+			if diff := cmp.Diff(&sent, again.Plan(), planOptions); diff != "" {
 				t.Error(diff)
 			}
 			if out := fmt.Sprintf("%v %+v %#v", v.Plan(), *v.Plan(), v); strings.Contains(out, "work:word") || strings.Contains(out, "ABCDEFGHIJKL") {
@@ -125,6 +127,48 @@ func TestProcess(t *testing.T) {
 				t.Error("not wiped")
 			}
 		})
+	}
+}
+
+// TestSeedsAndUnusedTextStayInTheChild looks at what leaves the contract child.
+func TestSeedsAndUnusedTextStayInTheChild(t *testing.T) {
+	workload, env := goodSections(t)
+	v, err := Process(input(t, Files{UserData: userData(t, map[string]string{"workload": workload, "env": env})}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := func() (*Plan, string) {
+		var wire bytes.Buffer
+		if err := v.Encode(&wire); err != nil {
+			t.Fatal(err)
+		}
+		again, err := Decode(wire.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := wire.String() // and what is base64 in it
+		for _, word := range strings.Split(wire.String(), `"`) {
+			if b, err := base64.StdEncoding.DecodeString(word); err == nil {
+				text += "\n" + string(b)
+			}
+		}
+		return again.Plan(), text
+	}
+	p, text := sent()
+	if p.WorkloadDataDecrypted.Len() == 0 || p.UserDataMasked.Len() == 0 {
+		t.Error("a container mounts the contract's text, which was not sent")
+	}
+	for _, s := range v.Plan().Compose.Services {
+		clear(s.Mounts)
+	}
+	p, unmounted := sent()
+	if p.WorkloadDataDecrypted.Len() != 0 || p.UserDataMasked.Len() != 0 || len(p.Compose.Needed().Files) != len(p.Compose.Files) {
+		t.Error("no container mounts the contract's text, which was sent")
+	}
+	for _, seed := range []string{"envseed-", "workloadseed-"} {
+		if strings.Contains(text, seed) || strings.Contains(unmounted, seed) {
+			t.Errorf("%s… was sent", seed)
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package contract
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,8 +16,8 @@ import (
 // MaxWire bounds the wire form between the contract child and the agent.
 const MaxWire = 96 << 20
 
-// wirePlan is Plan with its secrets in base64: the only form in which they
-// leave a process, through a pipe that ends in the agent.
+// wirePlan is what the agent needs of a Plan, its secrets in base64: the only
+// form in which they leave a process, through a pipe that ends in the agent.
 type wirePlan struct {
 	Hostname        string           `json:"hostname"`
 	TokensDecrypted int              `json:"tokensDecrypted"`
@@ -28,12 +27,10 @@ type wirePlan struct {
 	Volumes         []wireVolume     `json:"volumes"`
 	Auths           []wireAuth       `json:"auths"`
 	CACerts         [][]byte         `json:"caCerts"`
-	Env             []wireVar        `json:"env"`
 	Compose         *compose.Project `json:"compose"`
 	Digests         []Digest         `json:"digests"`
 
 	AttestationPublicKey  []byte `json:"attestationPublicKey"`
-	UserDataDecrypted     []byte `json:"userDataDecrypted"`
 	UserDataMasked        []byte `json:"userDataMasked"`
 	WorkloadDataDecrypted []byte `json:"workloadDataDecrypted"`
 	MetaData              []byte `json:"metaData"`
@@ -68,22 +65,23 @@ type wireAuth struct {
 	Password []byte `json:"password"`
 }
 
-type wireVar struct {
-	Name  string `json:"name"`
-	Value []byte `json:"value"`
-}
+// recordDir is where containers find the record and the contract beside it.
+const recordDir = "/var/hyperprotect"
 
-// Encode writes the wire form, secrets included.
+// Encode writes the wire form: no more of the contract than the agent acts on.
+// Seeds stay behind, and so does the contract's text, unless a container
+// mounts it.
 func (v *Verified) Encode(w io.Writer) error {
 	p := v.plan
 	out := wirePlan{
 		Hostname: p.Hostname, TokensDecrypted: p.TokensDecrypted, TokensIgnored: p.TokensIgnored,
-		Network: p.Network, CACerts: p.CACerts, Compose: p.Compose, Digests: p.Digests,
+		Network: p.Network, CACerts: p.CACerts, Compose: p.Compose.Needed(), Digests: p.Digests,
 		AttestationPublicKey: p.AttestationPublicKey,
-		UserDataDecrypted:    p.UserDataDecrypted.Bytes(), UserDataMasked: p.UserDataMasked.Bytes(),
-		WorkloadDataDecrypted: p.WorkloadDataDecrypted.Bytes(),
-		MetaData:              p.MetaData, VendorData: p.VendorData,
+		MetaData:             p.MetaData, VendorData: p.VendorData,
 		Signed: p.Signed, SignerNotBefore: p.SignerNotBefore.UTC(), SignerNotAfter: p.SignerNotAfter.UTC(), Warnings: p.Warnings,
+	}
+	if p.Compose.Binds(recordDir) {
+		out.UserDataMasked, out.WorkloadDataDecrypted = p.UserDataMasked.Bytes(), p.WorkloadDataDecrypted.Bytes()
 	}
 	if s := p.Syslog; s != nil {
 		out.Syslog = &wireSyslog{s.Host, s.Port, s.CA, s.Cert, s.Key.Bytes()}
@@ -97,9 +95,6 @@ func (v *Verified) Encode(w io.Writer) error {
 	}
 	for _, a := range p.Auths {
 		out.Auths = append(out.Auths, wireAuth{a.Host, a.Username, a.Password.Bytes()})
-	}
-	for _, e := range p.Env {
-		out.Env = append(out.Env, wireVar{e.Name, e.Value.Bytes()})
 	}
 	// Unlike json.Marshal, an encoder does not copy the result once more.
 	if err := json.NewEncoder(bounded{w}).Encode(out); err != nil {
@@ -119,30 +114,21 @@ func (b bounded) Write(p []byte) (int, error) {
 	return b.w.Write(p)
 }
 
-// Decode reads the wire form. The child that wrote it has parsed hostile
-// bytes, so its word is checked again as far as it matters to the agent:
-// size, unknown fields, names, paths, counts.
-func Decode(r io.Reader) (*Verified, error) {
-	var buf bytes.Buffer
-	n, err := buf.ReadFrom(io.LimitReader(r, MaxWire+1))
-	defer func() { clear(buf.Bytes()) }()
-	if err != nil {
-		return nil, fmt.Errorf("receive the plan: %w", err)
-	}
-	if n > MaxWire {
+// Decode reads the wire form, of which it keeps nothing; the caller wipes it.
+// The child that wrote it has parsed hostile bytes, so its word is checked
+// again as far as it matters to the agent: size, names, paths, counts.
+func Decode(wire []byte) (*Verified, error) {
+	if len(wire) > MaxWire {
 		return nil, errors.New("the plan is larger than 96 MiB")
 	}
 	var in wirePlan
-	d := json.NewDecoder(bytes.NewReader(buf.Bytes()))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&in); err != nil {
-		return nil, fmt.Errorf("decode the plan: %w", err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("decode the plan: something follows it")
-	}
+	// Not a decoder: that would copy all of it to the heap once more.
+	err := json.Unmarshal(wire, &in)
 	p := in.plan()
-	if err := p.check(); err != nil {
+	if err == nil {
+		err = p.check()
+	}
+	if err != nil {
 		p.wipe()
 		return nil, fmt.Errorf("the plan is not sound: %w", err)
 	}
@@ -153,8 +139,8 @@ func (in *wirePlan) plan() *Plan {
 	p := &Plan{
 		Hostname: in.Hostname, TokensDecrypted: in.TokensDecrypted, TokensIgnored: in.TokensIgnored,
 		Network: in.Network, CACerts: in.CACerts, Compose: in.Compose, Digests: in.Digests,
-		AttestationPublicKey: in.AttestationPublicKey,
-		UserDataDecrypted:    secret.New(in.UserDataDecrypted), UserDataMasked: secret.New(in.UserDataMasked),
+		AttestationPublicKey:  in.AttestationPublicKey,
+		UserDataMasked:        secret.New(in.UserDataMasked),
 		WorkloadDataDecrypted: secret.New(in.WorkloadDataDecrypted),
 		MetaData:              in.MetaData, VendorData: in.VendorData,
 		Signed: in.Signed, SignerNotBefore: in.SignerNotBefore, SignerNotAfter: in.SignerNotAfter, Warnings: in.Warnings,
@@ -172,9 +158,6 @@ func (in *wirePlan) plan() *Plan {
 	for _, a := range in.Auths {
 		p.Auths = append(p.Auths, Auth{a.Host, a.Username, secret.New(a.Password)})
 	}
-	for _, e := range in.Env {
-		p.Env = append(p.Env, Var{e.Name, secret.New(e.Value)})
-	}
 	return p
 }
 
@@ -183,7 +166,7 @@ func (p *Plan) check() error {
 	if p.Hostname != "" && (!validName(p.Hostname) || len(p.Hostname) > maxHostname) {
 		return errors.New("host name")
 	}
-	if p.TokensDecrypted < 0 || p.TokensIgnored < 0 || len(p.Volumes) > maxVolumes || len(p.Env) > 2*maxEnv || len(p.Warnings) > maxFindings {
+	if p.TokensDecrypted < 0 || p.TokensIgnored < 0 || len(p.Volumes) > maxVolumes || len(p.Warnings) > maxFindings {
 		return errors.New("counts")
 	}
 	if p.Compose == nil {
@@ -216,11 +199,6 @@ func (p *Plan) check() error {
 	for _, a := range p.Auths {
 		if a.Host != registry(a.Host) || !validAuthHost(a.Host) {
 			return errors.New("registry")
-		}
-	}
-	for _, e := range p.Env {
-		if !envKey.MatchString(e.Name) || bytes.IndexByte(e.Value.Bytes(), 0) >= 0 {
-			return errors.New("variable")
 		}
 	}
 	for _, d := range p.Digests {

@@ -27,30 +27,37 @@ const (
 // Sign signs text in a child that holds the key only for that long: RSA
 // PKCS #1 v1.5 with SHA-256 (contract.md §4.4). path is the signer applet.
 func Sign(ctx context.Context, path string, key *os.File, text []byte) ([]byte, error) {
-	sig, err := sandbox.Spawn(ctx, sandbox.Child{
+	var signature []byte
+	err := sandbox.Spawn(ctx, sandbox.Child{
 		Path: path, Name: "signer", Stdin: text, Files: []*os.File{key},
 		Memory: 128 << 20, Output: 4096, Limit: 20 * time.Second,
+	}, func(answer []byte, refused bool) error {
+		if refused {
+			return sandbox.ErrRefused
+		}
+		signature = bytes.Clone(answer)
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("signer: %w", err)
 	}
-	return sig, nil
+	return signature, nil
 }
 
-// SignerMain is the signer applet: record on stdin, key on descriptor 3,
-// signature to stdout. It returns the process's exit status.
-func SignerMain() int {
+// SignerMain is the signer applet: record on stdin, key as its file, signature
+// to stdout.
+func SignerMain() {
 	if err := sandbox.Confine(); err != nil {
-		return 2
+		sandbox.Finish(2)
 	}
-	sig, err := signer(os.Stdin, os.NewFile(3, "key"))
+	sig, err := signer(os.Stdin, sandbox.File(0, "key"))
+	if err == nil {
+		_, err = os.Stdout.Write(sig)
+	}
 	if err != nil {
-		return 1
+		sandbox.Finish(1)
 	}
-	if _, err := os.Stdout.Write(sig); err != nil {
-		return 1
-	}
-	return 0
+	sandbox.Finish(0)
 }
 
 func signer(record, key io.Reader) ([]byte, error) {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"regexp"
 	"time"
 
@@ -21,7 +20,6 @@ import (
 // Limits of the contract child.
 const (
 	contractMemory = 320 << 20
-	contractOutput = 96 << 20
 	contractLimit  = 60 * time.Second
 	maxKeyFile     = 64 << 10
 	maxKeys        = 16
@@ -55,23 +53,25 @@ func openContract(ctx context.Context, cidata []byte, o order, keys []*os.File) 
 	if err != nil {
 		return nil, err
 	}
-	out, err := sandbox.Spawn(ctx, sandbox.Child{
+	var v *contract.Verified
+	err = sandbox.Spawn(ctx, sandbox.Child{
 		Path: "/bin/contract", Name: "contract", Stdin: in, Files: append([]*os.File{device}, keys...),
-		Memory: contractMemory, Output: contractOutput, Limit: contractLimit,
+		Memory: contractMemory, Output: contract.MaxWire, Limit: contractLimit,
+	}, func(answer []byte, refused bool) error {
+		if refused {
+			return readRefusal(answer)
+		}
+		var err error
+		if v, err = contract.Decode(answer); err != nil {
+			return hpl.Wrap(err, "HPL11001E", "", "the contract could not be processed")
+		}
+		return nil
 	})
-	defer clear(out)
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit) && exit.ExitCode() == 1:
-		return nil, readRefusal(out)
-	case err != nil:
-		return nil, hpl.Wrap(err, "HPL11001E", "", "the contract could not be processed within its limits of memory and time")
+	var known *hpl.Error
+	if err != nil && !errors.As(err, &known) {
+		err = hpl.Wrap(err, "HPL11001E", "", "the contract could not be processed within its limits of memory and time")
 	}
-	v, err := contract.Decode(bytes.NewReader(out))
-	if err != nil {
-		return nil, hpl.Wrap(err, "HPL11001E", "", "the contract could not be processed")
-	}
-	return v, nil
+	return v, err
 }
 
 var (
@@ -98,10 +98,12 @@ func readRefusal(out []byte) error {
 	return hpl.Wrap(cause, r.Code, r.Path, r.Detail)
 }
 
-// ContractMain is the contract applet: the order on stdin, cidata on
-// descriptor 3, keys from 4 on; the verified contract, or the refusal, to
-// stdout. It returns the process's exit status.
-func ContractMain() int {
+// ContractMain is the contract applet: the order on stdin, cidata and the keys
+// as its files; the verified contract, or the refusal, to stdout.
+func ContractMain() { sandbox.Finish(contractMain()) }
+
+// contractMain returns the child's status: 1 with a refusal.
+func contractMain() int {
 	if err := sandbox.Confine(); err != nil {
 		return 2
 	}
@@ -133,13 +135,12 @@ func contractChild() (*contract.Verified, error) {
 	}
 	keys := make([]*secret.Secret, o.Keys)
 	for i := range keys {
-		raw, err := io.ReadAll(io.LimitReader(os.NewFile(uintptr(4+i), "key"), maxKeyFile))
-		if err != nil {
+		var err error
+		if keys[i], err = secret.ReadAll(sandbox.File(1+i, "key"), maxKeyFile); err != nil {
 			return nil, fmt.Errorf("key: %w", err)
 		}
-		keys[i] = secret.New(raw)
 	}
-	cidata, err := io.ReadAll(os.NewFile(3, "cidata"))
+	cidata, err := io.ReadAll(sandbox.File(0, "cidata"))
 	if err != nil {
 		return nil, fmt.Errorf("cidata: %w", err)
 	}

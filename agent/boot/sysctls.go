@@ -28,6 +28,7 @@ var sysctls = []struct{ key, value string }{
 	{"vm.unprivileged_userfaultfd", "0"},
 	{"vm.mmap_min_addr", "65536"},
 	{"vm.swappiness", "0"},
+	{"vm.compact_unevictable_allowed", "0"}, // moving a page leaves a copy behind: secrets are locked in place
 	{"fs.protected_symlinks", "1"},
 	{"fs.protected_hardlinks", "1"},
 	{"fs.protected_fifos", "2"},

@@ -2,12 +2,15 @@ package ctrd
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
 	"github.com/containerd/containerd/v2/pkg/shim"
+	"golang.org/x/sys/unix"
 )
 
 // ShimName is the runtime's name, and the base of the shim's file name.
@@ -23,6 +26,11 @@ const (
 // Shim is the containerd-shim-runc-v2 applet. It reads os.Args itself, as
 // containerd starts it, and exits the process when it fails.
 func Shim() {
+	// What our own processes go without, containers inherit from the shim.
+	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "shim: huge pages:", err)
+		os.Exit(1)
+	}
 	only(shimTask)
 	shim.RunShim(context.Background(), grouped{manager.NewShimManager(ShimName)})
 }

@@ -19,6 +19,9 @@ const (
 	// VerdictPath exists once the agent has printed its verdict, good or bad, or
 	// will give none because the guest was asked to stop.
 	VerdictPath = "/run/hpcr/verdict"
+	// Clobber in a process's environment makes Go's collector overwrite what it
+	// frees: libraries leave secrets behind that no Wipe reaches.
+	Clobber = "GODEBUG=clobberfree=1"
 	// UserspacePath exists once the part of the boot is over that HPCR's
 	// bootloader does, whose failures print no HPL10000E.
 	UserspacePath = "/run/hpcr/userspace"
@@ -57,6 +60,9 @@ func live(setUp, guard func() error) {
 func setUp() error {
 	if err := mountAll(); err != nil {
 		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("dumpable: %w", err)
 	}
 	if err := openConsole(); err != nil {
 		return fmt.Errorf("console: %w", err)
@@ -104,7 +110,7 @@ func guard() error {
 func start(path string, extra ...uintptr) (int, error) {
 	return syscall.ForkExec(path, []string{path}, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"PATH=/bin:/sbin", "HOME=/", "GOGC=400"}, // until the agent has booted, time is dearer than memory
+		Env:   []string{"PATH=/bin:/sbin", "HOME=/", "GOGC=400", Clobber}, // until the agent has booted, time is dearer than memory
 		Files: append([]uintptr{0, 1, 2}, extra...),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"hpcr/agent/secret"
 )
 
 // allowed is what a Go program needs to compute, to read and write files that
@@ -25,15 +27,30 @@ var allowed = append([]uintptr{
 	unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 }, archAllowed...)
 
+// Keep is how each process of ours begins. It keeps the process out of core
+// dumps, and its memory and descriptors from others without CAP_SYS_PTRACE,
+// which an exec undoes. And it keeps huge pages away: the kernel makes them by
+// copying, and frees the originals as they are, secrets included.
+func Keep() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("dumpable: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("huge pages: %w", err)
+	}
+	return nil
+}
+
 // Confine binds every thread of the process to the allow-list for good: any
-// other system call fails with EPERM.
+// other system call fails with EPERM. Secrets that cannot be locked into
+// memory end the process from here on.
 func Confine() error {
 	filter, err := assemble()
 	if err != nil {
 		return err
 	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("dumpable: %w", err)
+	if err := secret.RequireLock(); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("no new privileges: %w", err)

@@ -18,6 +18,9 @@ import (
 
 // TestMain lets the test binary be the confined child.
 func TestMain(m *testing.M) {
+	if os.Getenv("SANDBOX_CHILD") == "hold" {
+		hold()
+	}
 	if os.Getenv("SANDBOX_CHILD") != "" {
 		os.Exit(confinedChild())
 	}

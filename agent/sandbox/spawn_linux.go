@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,33 +23,75 @@ type Child struct {
 	Path   string // the applet's hard link
 	Name   string // of its cgroup
 	Stdin  []byte
-	Files  []*os.File // its descriptors from 3 on
-	Memory int64      // bytes, by cgroup; the child's GOMEMLIMIT is 7/8 of it
-	Output int64      // bytes of stdout at most
+	Files  []*os.File // the child takes them with File
+	Memory int64      // bytes, by cgroup, its answer included; the child's GOMEMLIMIT is 7/8 of it
+	Output int        // bytes of stdout at most
 	Limit  time.Duration
 }
 
-// ErrOutput is a child that writes more than its limit.
-var ErrOutput = errors.New("the child's output is too large")
+// Errors of Spawn.
+var (
+	// ErrOutput is a child that writes more than its limit.
+	ErrOutput = errors.New("the child's output is too large")
+	// ErrRefused is for takers to whom a refusal is no more than an error.
+	ErrRefused = errors.New("the child refused")
+)
 
-// Spawn runs the child to its end and returns what it wrote to stdout. A child
-// that ends with another status than 0 is an error with its stdout kept: the
-// applets put their typed refusal there.
-func Spawn(ctx context.Context, c Child) ([]byte, error) {
+// Descriptors of a child. Its stdout is a file in memory: unlike a pipe's, its
+// pages can be wiped.
+const (
+	statusFile = 3
+	firstFile  = 4
+)
+
+// Spawn runs the child until it calls Finish and hands its stdout to take,
+// which must not keep it: it is wiped, and so is all of the child's memory
+// before the kernel gets that back. The error is take's own, or says why there
+// is no answer.
+func Spawn(ctx context.Context, c Child, take func(answer []byte, refused bool) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Limit)
 	defer cancel()
 	group, err := makeGroup(c.Name, c.Memory)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer group.close()
+	answer, err := memoryFile("answer")
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	status, err := run(ctx, c, group, answer)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("%s: %w", c.Name, context.DeadlineExceeded)
+	}
+	wipe, b, mapErr := mapAnswer(answer, c.Output)
+	defer wipe()
+	if err := errors.Join(err, mapErr); err != nil {
+		return err
+	}
+	return take(b, status == refused)
+}
+
+// refused is the status of a child whose answer is a refusal; 0 is any other
+// answer, more is none.
+const refused = 1
+
+// run starts the child and ends it once it has given its status.
+func run(ctx context.Context, c Child, group *cgroup, answer *os.File) (status byte, err error) {
+	said, says, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer said.Close()
+	defer says.Close()
 	cmd := exec.CommandContext(ctx, c.Path)
 	cmd.Args = []string{c.Path}
 	cmd.Dir = "/"
 	// A child lives for a moment: it collects garbage only near its limit.
-	cmd.Env = []string{"GOGC=off", "GOMEMLIMIT=" + strconv.FormatInt(c.Memory/8*7, 10), "GOTRACEBACK=none", "GOMAXPROCS=1"}
-	cmd.Stdin = bytes.NewReader(c.Stdin)
-	cmd.ExtraFiles = c.Files
+	cmd.Env = []string{"GOGC=off", "GOMEMLIMIT=" + strconv.FormatInt(c.Memory/8*7, 10), "GOTRACEBACK=none", "GOMAXPROCS=1", "GODEBUG=clobberfree=1"}
+	cmd.Stdout = answer
+	cmd.ExtraFiles = append([]*os.File{says}, c.Files...)
 	// No Pdeathsig: it fires when the forking thread ends, not the process,
 	// and threads that a network namespace was bound to do end.
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -59,26 +100,87 @@ func Spawn(ctx context.Context, c Child) ([]byte, error) {
 		UseCgroupFD: true,
 		CgroupFD:    int(group.dir.Fd()),
 	}
-	out, err := cmd.StdoutPipe()
+	in, err := cmd.StdinPipe()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", c.Name, err)
+		return 0, fmt.Errorf("start %s: %w", c.Name, err)
 	}
-	got, readErr := io.ReadAll(io.LimitReader(out, c.Output+1))
-	if int64(len(got)) > c.Output {
-		cancel()
-		readErr = ErrOutput
+	says.Close()
+	status, err = talk(cmd.Process.Pid, c, in, said)
+	if err == nil {
+		err = group.wipe(ctx, cmd.Process.Pid)
 	}
-	waitErr := cmd.Wait()
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		waitErr = fmt.Errorf("%s: %w", c.Name, context.DeadlineExceeded)
+	// Whatever is left of it ends here: its status has been given.
+	kill := cmd.Process.Kill()
+	if errors.Is(kill, os.ErrProcessDone) {
+		kill = nil
 	}
-	if readErr != nil {
-		return nil, readErr
+	if wait := cmd.Wait(); err != nil {
+		err = errors.Join(err, wait)
 	}
-	return got, waitErr
+	return status, errors.Join(err, kill)
+}
+
+// talk gives the child its input and waits for its status.
+func talk(pid int, c Child, in io.WriteCloser, said io.Reader) (byte, error) {
+	// Before the child reads its first byte: its secrets are locked into memory,
+	// within its memory limit.
+	for what, limit := range map[int]uint64{unix.RLIMIT_MEMLOCK: unix.RLIM_INFINITY, unix.RLIMIT_FSIZE: uint64(c.Output) + 1} {
+		if err := unix.Prlimit(pid, what, &unix.Rlimit{Cur: limit, Max: limit}, nil); err != nil {
+			return 0, fmt.Errorf("limit %s: %w", c.Name, err)
+		}
+	}
+	go func() {
+		// A child that ends early gives no status.
+		_, _ = in.Write(c.Stdin)
+		_ = in.Close()
+	}()
+	var status [1]byte
+	if _, err := io.ReadFull(said, status[:]); err != nil {
+		return 0, fmt.Errorf("%s ended without an answer: %w", c.Name, err)
+	}
+	if status[0] > refused {
+		return 0, fmt.Errorf("%s failed with status %d", c.Name, status[0])
+	}
+	return status[0], nil
+}
+
+// mapAnswer maps the file, so that the answer is never copied.
+func mapAnswer(f *os.File, limit int) (wipe func(), b []byte, err error) {
+	none := func() {}
+	fi, err := f.Stat()
+	if err != nil || fi.Size() == 0 {
+		return none, nil, err
+	}
+	if fi.Size() > int64(limit) {
+		err = ErrOutput
+	}
+	b, mapErr := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if mapErr != nil {
+		return none, nil, errors.Join(err, fmt.Errorf("map the answer: %w", mapErr))
+	}
+	return func() {
+		clear(b)
+		_ = unix.Munmap(b) // fails only for what is not mapped
+	}, b, err
+}
+
+// File is one of Child.Files, on the child's side.
+func File(i int, name string) *os.File { return os.NewFile(uintptr(firstFile+i), name) }
+
+// Finish is how a child ends: it gives its status (0 with an answer on stdout,
+// 1 with a refusal, 2 for neither) and waits for its memory to be wiped. It does
+// not return.
+func Finish(status int) {
+	f := os.NewFile(statusFile, "status")
+	if _, err := f.Write([]byte{byte(status)}); err != nil {
+		os.Exit(2)
+	}
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 // cgroup is a child's own control group.
@@ -125,13 +227,20 @@ func (g *cgroup) close() {
 	g.dir.Close()
 }
 
-// SealedFile puts b into a memory file that nobody can change any more.
-func SealedFile(name string, b []byte) (*os.File, error) {
+func memoryFile(name string) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("memfd: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), name)
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// SealedFile puts b into a memory file that nobody can change any more.
+func SealedFile(name string, b []byte) (*os.File, error) {
+	f, err := memoryFile(name)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := f.Write(b); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("memfd: %w", err)
@@ -141,7 +250,7 @@ func SealedFile(name string, b []byte) (*os.File, error) {
 		return nil, fmt.Errorf("memfd: %w", err)
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("memfd seal: %w", err)
 	}

@@ -11,16 +11,21 @@ import (
 	"hpcr/agent/attest"
 	"hpcr/agent/boot"
 	"hpcr/agent/ctrd"
+	"hpcr/agent/sandbox"
 )
 
 func main() {
+	if err := sandbox.Keep(); err != nil {
+		fmt.Fprintln(os.Stderr, "hpcr:", err)
+		os.Exit(2)
+	}
 	switch name := filepath.Base(os.Args[0]); name {
 	case "agent":
 		os.Exit(agent.Main())
 	case "contract":
-		os.Exit(boot.ContractMain())
+		boot.ContractMain()
 	case "signer":
-		os.Exit(attest.SignerMain())
+		attest.SignerMain()
 	case "containerd":
 		os.Exit(ctrd.Daemon(os.Args[1:]))
 	case "containerd-shim-runc-v2":
