@@ -134,6 +134,7 @@ func (g *Guest) openLog(ctx context.Context) error {
 	ship, err := logship.Open(ctx, logship.Config{
 		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname, Now: g.now,
 	}, nil)
+	s.Key.Wipe() // for connecting again, TLS keeps the key as numbers
 	if err != nil {
 		return err
 	}

@@ -59,12 +59,18 @@ func (g *Guest) signRecord(ctx context.Context) error {
 		{Name: "se-signature.bin", Data: signature},
 		{Name: "se-version", Data: []byte(g.Image.Version + "\n")},
 		{Name: "certificate_expiry_date.json", Data: expiry},
-		{Name: "user-data.decrypted", Data: g.plan.UserDataMasked.Bytes()},
-		{Name: "workload-data.decrypted", Data: g.plan.WorkloadDataDecrypted.Bytes()},
 		{Name: "cidata/meta-data", Data: g.plan.MetaData},
 		{Name: "cidata/vendor-data", Data: g.plan.VendorData},
 	}
-	if err := attest.Write(attest.Dir, files); err != nil {
+	if g.plan.WorkloadDataDecrypted.Len() > 0 { // a container mounts them
+		files = append(files,
+			attest.File{Name: "user-data.decrypted", Data: g.plan.UserDataMasked.Bytes()},
+			attest.File{Name: "workload-data.decrypted", Data: g.plan.WorkloadDataDecrypted.Bytes()})
+	}
+	err = attest.Write(attest.Dir, files)
+	g.plan.UserDataMasked.Wipe()
+	g.plan.WorkloadDataDecrypted.Wipe()
+	if err != nil {
 		return err
 	}
 	g.note(event.RecordSigned, event.Notice, "attestation record signed", slog.String("sha256", fmt.Sprintf("%x", sha256.Sum256(text))))

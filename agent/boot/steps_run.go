@@ -115,7 +115,14 @@ func (g *Guest) resolveImages(ctx context.Context) error {
 	return g.work.Resolve(ctx)
 }
 
-func (g *Guest) pullImages(ctx context.Context) error { return g.work.Pull(ctx) }
+// pullImages is the last to need the registries' passwords.
+func (g *Guest) pullImages(ctx context.Context) error {
+	err := g.work.Pull(ctx)
+	for _, a := range g.plan.Auths {
+		a.Password.Wipe()
+	}
+	return err
+}
 
 // startContainers writes the project's files and starts its services.
 func (g *Guest) startContainers(ctx context.Context) error {
@@ -160,10 +167,13 @@ func writeProject(p *compose.Project) error {
 	return nil
 }
 
-// settle ends the boot: what only the boot needed is wiped.
+// settle ends the boot: what only the boot needed is wiped. What libraries
+// left of it on the heap is overwritten as it is collected (GODEBUG
+// clobberfree, see pid1).
 func (g *Guest) settle(context.Context) error {
 	g.watchCertificates(context.Background())
 	g.verified.Wipe()
+	g.plan = nil
 	debug.SetGCPercent(50) // from now on memory is dearer than time
 	debug.FreeOSMemory()
 	return nil

@@ -31,6 +31,11 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 		Exclude: []string{filepath.Base(g.cidataDevice)},
 		Log:     g.log,
 	})
+	for _, v := range g.plan.Volumes {
+		for _, p := range v.Passphrases {
+			p.Wipe()
+		}
+	}
 	if err != nil {
 		return err
 	}

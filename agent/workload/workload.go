@@ -188,7 +188,18 @@ func (w *Workload) Start(ctx context.Context) error {
 			return hpl.Wrap(err, "HPL08004E", s.def.Path(""), detail)
 		}
 	}
+	w.forget()
 	return nil
+}
+
+// forget drops what may hold secrets and has had its effect: containers are
+// restarted from what containerd keeps of them.
+func (w *Workload) forget() {
+	w.opt.Auths, w.opt.Project.Files = nil, nil
+	for _, s := range w.services {
+		d := s.def
+		d.Command, d.Entrypoint, d.Env, d.Labels, d.Data = nil, nil, nil, nil, nil
+	}
 }
 
 // Phase is where a service is.

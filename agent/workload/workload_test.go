@@ -23,21 +23,30 @@ import (
 func TestPullAndStart(t *testing.T) {
 	b := newBench(t)
 	ref := b.hub.push(t, "team/app", busybox(t, nil))
-	w := b.up(t, `
+	text := `
 services:
   web:
-    image: `+ref+`
+    image: ` + ref + `
     network_mode: none
     environment: {GREETING: "hello there"}
     stop_grace_period: 1s
     command: ["sh", "-c", "echo $$GREETING $$FROM_IMAGE; echo oops >&2; exec sleep 1000"]
-`)
+`
+	asking, err := New(t.Context(), b.options(t, project(t, text, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := asking.Resolve(t.Context()); err != nil {
+		t.Errorf("a good image does not resolve: %v", err)
+	}
+	b.down(t, asking)
+	w := b.up(t, text)
 	waitFor(t, "output", func() bool { return strings.Contains(b.out.get("web!"), "oops") })
 	if got := b.out.get("web"); got != "hello there yes\n" {
 		t.Errorf("output %q", got)
 	}
-	if err := w.Resolve(t.Context()); err != nil {
-		t.Errorf("a good image does not resolve: %v", err)
+	if d := w.services[0].def; w.opt.Auths != nil || w.opt.Project.Files != nil || d.Env != nil || d.Command != nil {
+		t.Errorf("what has had its effect is kept: %d credentials, %v, %d arguments", len(w.opt.Auths), d.Env, len(d.Command))
 	}
 	st := w.Services()
 	if len(st) != 1 || st[0].Phase != Running || st[0].Pid == 0 || !alive(st[0].Pid) {
