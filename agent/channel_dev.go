@@ -28,10 +28,11 @@ type kill struct {
 
 // command is what the host may send.
 type command struct {
-	ID    int    `json:"id"`
-	Cmd   string `json:"cmd"` // go, kill, memory, stop
-	Child string `json:"child"`
-	Kill  []kill `json:"kill"`
+	ID    int      `json:"id"`
+	Cmd   string   `json:"cmd"` // go, kill, memory, pages, stop
+	Child string   `json:"child"`
+	Kill  []kill   `json:"kill"`
+	Pages []uint64 `json:"pages"`
 }
 
 // port is the dev image's channel. Without the device it says nothing.
@@ -127,6 +128,8 @@ func (p *port) listen(ready chan struct{}) {
 			reply["killed"] = killNow(c.Child)
 		case "memory":
 			reply["processes"] = memory()
+		case "pages":
+			reply["pages"] = owners(c.Pages)
 		case "stop":
 			p.stop()
 		default:

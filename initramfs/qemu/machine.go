@@ -38,6 +38,7 @@ type Options struct {
 	Dir     string   // an empty folder with a short path: sockets, console
 	Keep    bool     // the machine outlives this process
 	Vsock   bool     // a vsock device for DialVsock; not with Keep
+	Bare    bool     // the guest's memory is a file, for VM.RAM
 }
 
 // Files of Options.Dir.
@@ -49,6 +50,9 @@ const (
 	errorFile   = "qemu.err"
 	vsockSock   = "vsock"
 )
+
+// memoryBackend is a file without a name that holds the guest's memory.
+const memoryBackend = "memory-backend-memfd"
 
 // eventPort is the virtio-serial port of dev images.
 const eventPort = "org.hpcr.events"
@@ -93,12 +97,13 @@ func arguments(o Options, m *initramfs.Manifest) ([]string, error) {
 		"-device", "virtserialport,chardev=events,name="+eventPort,
 		"-netdev", netdev(o.Publish), "-device", nic(bus),
 	)
-	if o.Vsock {
-		// The backend reads the guest's memory, hence memfd. There is no -ccw
-		// variant; on s390x the device rides on zPCI.
+	if o.Vsock || o.Bare { // the backend of vsock reads the guest's memory too
 		args[1] += ",memory-backend=mem"
+		args = append(args, "-object", fmt.Sprintf("%s,id=mem,size=%dM,share=on", memoryBackend, orElse(o.Memory, 2048)))
+	}
+	if o.Vsock {
+		// There is no -ccw variant; on s390x the device rides on zPCI.
 		args = append(args,
-			"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", orElse(o.Memory, 2048)),
 			"-chardev", "socket,id=vsock,path="+escape(in(vsockSock)), "-device", "vhost-user-vsock-pci,chardev=vsock",
 		)
 	}

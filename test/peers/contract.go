@@ -54,11 +54,13 @@ type WorkloadVolume struct {
 	Mount      string `json:"mount,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"`
 	Seed       string `json:"seed"`
+	Previous   string `json:"previousSeed,omitempty"`
 }
 
 // EnvVolume is the deployer's half.
 type EnvVolume struct {
-	Seed string `json:"seed"`
+	Seed     string `json:"seed"`
+	Previous string `json:"previousSeed,omitempty"`
 }
 
 // Logging names the log host.

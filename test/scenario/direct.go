@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,30 +42,45 @@ type Event struct {
 		PID  int    `json:"pid"`
 		PSS  int    `json:"pssKiB"`
 	} `json:"processes"`
+	Name  string `json:"name"` // of a phase
+	Pages []Page `json:"pages"`
 }
 
 // Direct boots the lab's image to ready. The test's end kills what still runs.
 func (l *Lab) Direct(t *testing.T, userData string, publish ...int) *Direct {
 	t.Helper()
-	return l.direct(t, userData, qemu.Options{}, publish)
+	return l.direct(t, userData, qemu.Options{}, publish, nil)
 }
 
 // DirectVsock is Direct with a vsock device.
 func (l *Lab) DirectVsock(t *testing.T, userData string) *Direct {
 	t.Helper()
-	return l.direct(t, userData, qemu.Options{Vsock: true}, nil)
+	return l.direct(t, userData, qemu.Options{Vsock: true}, nil, nil)
 }
 
-func (l *Lab) direct(t *testing.T, userData string, o qemu.Options, publish []int) *Direct {
+// DirectBare is Direct with a disk for the volume, and with memory that Search
+// reads. It calls at when a phase has ended.
+func (l *Lab) DirectBare(t *testing.T, userData, disk string, at func(d *Direct, phase string)) *Direct {
+	t.Helper()
+	return l.direct(t, userData, qemu.Options{Bare: true, Disks: []qemu.Disk{{Serial: Volume, File: disk}}}, nil, at)
+}
+
+func (l *Lab) direct(t *testing.T, userData string, o qemu.Options, publish []int, at func(*Direct, string)) *Direct {
 	t.Helper()
 	o.Image = l.Image(t)
 	d := l.start(t, userData, o, publish)
 	d.Await(t, "hello")
 	must(t, d.vm.Send(map[string]string{"cmd": "go"}))
-	if v := d.Await(t, "verdict"); v.Verdict != "ready" {
-		t.Fatalf("verdict %s: %s\n%s", v.Verdict, v.Message, tail(d.console(t)))
+	for {
+		switch e := d.Await(t, "phase", "verdict"); {
+		case e.T == "verdict" && e.Verdict != "ready":
+			t.Fatalf("verdict %s: %s\n%s", e.Verdict, e.Message, tail(d.console(t)))
+		case e.T == "verdict":
+			return d
+		case at != nil:
+			at(d, e.Name)
+		}
 	}
-	return d
 }
 
 // start boots an image with a contract.
@@ -110,26 +126,26 @@ func (d *Direct) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	return d.vm.DialVsock(ctx, port)
 }
 
-// Await reads events until one of a kind comes.
-func (d *Direct) Await(t *testing.T, kind string) Event {
+// Await reads events until one of these kinds comes.
+func (d *Direct) Await(t *testing.T, kinds ...string) Event {
 	t.Helper()
 	limit := time.After(defaultLimit)
 	for {
 		select {
 		case raw, open := <-d.vm.Events():
 			if !open {
-				t.Fatalf("the guest went off before its %s\n%s", kind, tail(d.console(t)))
+				t.Fatalf("the guest went off before its %s\n%s", kinds, tail(d.console(t)))
 			}
 			d.raw.Write(append(raw, '\n'))
 			var e Event
 			if err := json.Unmarshal(raw, &e); err != nil {
 				t.Fatalf("event %s: %v", raw, err)
 			}
-			if e.T == kind {
+			if slices.Contains(kinds, e.T) {
 				return e
 			}
 		case <-limit:
-			t.Fatalf("no %s within %s\n%s", kind, defaultLimit, tail(d.console(t)))
+			t.Fatalf("no %s within %s\n%s", kinds, defaultLimit, tail(d.console(t)))
 		}
 	}
 }
@@ -137,8 +153,14 @@ func (d *Direct) Await(t *testing.T, kind string) Event {
 // Command sends a command to the guest and returns its reply.
 func (d *Direct) Command(t *testing.T, cmd, child string) Event {
 	t.Helper()
+	return d.ask(t, map[string]any{"cmd": cmd, "child": child})
+}
+
+func (d *Direct) ask(t *testing.T, command map[string]any) Event {
+	t.Helper()
 	d.id++
-	must(t, d.vm.Send(map[string]any{"id": d.id, "cmd": cmd, "child": child}))
+	command["id"] = d.id
+	must(t, d.vm.Send(command))
 	for {
 		if e := d.Await(t, "reply"); e.ID == d.id {
 			return e
