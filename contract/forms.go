@@ -14,7 +14,12 @@ import (
 // literal blocks, 4 blanks), its masked variant, and workload-data.decrypted
 // (both sections as real mappings). Seeds are masked in the latter from the
 // start: nothing that reads it needs them.
+//
+// Nothing but a container reads them: where none mounts them, they are not made.
 func (r *run) forms() {
+	if !r.plan.Compose.Binds(recordDir) {
+		return
+	}
 	if err := r.writeForms(); err != nil {
 		r.failCause(err, "HPL05003E", r.top, "the contract cannot be written out", "remove unusual characters from it")
 	}

@@ -18,18 +18,20 @@ import (
 
 // TestMain lets the test binary be the confined child.
 func TestMain(m *testing.M) {
-	if os.Getenv("SANDBOX_CHILD") == "hold" {
+	switch os.Getenv("SANDBOX_CHILD") {
+	case "hold":
 		hold()
+	case "keep":
+		os.Exit(keep())
+	case "":
+		os.Exit(m.Run())
 	}
-	if os.Getenv("SANDBOX_CHILD") != "" {
-		os.Exit(confinedChild())
-	}
-	os.Exit(m.Run())
+	os.Exit(confinedChild())
 }
 
 // confinedChild works as the contract child does, then tries to get out.
 func confinedChild() int {
-	if err := Confine(); err != nil {
+	if err := errors.Join(Keep(), Confine()); err != nil {
 		fmt.Println("confine:", err)
 		return 1
 	}
@@ -68,6 +70,35 @@ func confinedChild() int {
 		}
 	}
 	fmt.Println("confined")
+	return 0
+}
+
+// TestKeep reads back what a process of ours has done to itself, by way of a
+// child: it holds for good.
+func TestKeep(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "SANDBOX_CHILD=keep")
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != "before: 1 0\nafter: 0 1\n" {
+		t.Errorf("%v: %q", err, out)
+	}
+}
+
+// keep shows whether this process may be dumped and does without huge pages.
+func keep() int {
+	show := func(when string) {
+		dumpable, err1 := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+		disabled, err2 := unix.PrctlRetInt(unix.PR_GET_THP_DISABLE, 0, 0, 0, 0)
+		if err := errors.Join(err1, err2); err != nil {
+			fmt.Println(err)
+		}
+		fmt.Printf("%s: %d %d\n", when, dumpable, disabled)
+	}
+	show("before")
+	if err := Keep(); err != nil {
+		fmt.Println(err)
+	}
+	show("after")
 	return 0
 }
 

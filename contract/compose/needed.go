@@ -11,7 +11,7 @@ import (
 // Binds says whether a container sees the guest's path, or something in it, by
 // a bind mount of it, of something in it, or of a folder above it.
 func (p *Project) Binds(guestPath string) bool {
-	return slices.ContainsFunc(p.Services, func(s Service) bool {
+	return p != nil && slices.ContainsFunc(p.Services, func(s Service) bool {
 		return slices.ContainsFunc(s.Mounts, func(m Mount) bool {
 			return m.Kind == Bind && (within(m.Source, guestPath) || within(guestPath, m.Source))
 		})
