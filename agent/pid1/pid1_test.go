@@ -2,8 +2,10 @@ package pid1
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -239,6 +241,38 @@ func TestAHungAgentIsKilled(t *testing.T) {
 	var ws unix.WaitStatus
 	if _, err := unix.Wait4(agent, &ws, 0, nil); err != nil || ws.Signal() != unix.SIGKILL {
 		t.Errorf("the agent ended by %v, %v", ws.Signal(), err)
+	}
+}
+
+// Signals of many ends coalesce, and their channel may be full: neither the
+// agent's status nor an orphan is lost.
+func TestAFloodOfOrphansIsReaped(t *testing.T) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGCHLD)
+	defer signal.Stop(signals)
+	p, heart := pair(t)
+	quick := program(t, "exit 1")
+	var orphans []int
+	for range 300 {
+		pid, err := start(quick)
+		if err != nil {
+			t.Fatal(err)
+		}
+		orphans = append(orphans, pid)
+	}
+	// The agent ends once it finds none of them, not even as a zombie.
+	agent, err := start(program(t, fmt.Sprintf("for p in %s; do while kill -0 $p; do sleep 0.05; done; done 2>/dev/null; exit 3",
+		strings.Trim(fmt.Sprint(orphans), "[]"))), uintptr(heart.fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := supervise(agent, signals, nil, p); got != "exit status 3" {
+		t.Errorf("cause %q", got)
+	}
+	for _, pid := range orphans {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.ECHILD {
+			t.Errorf("orphan %d was not reaped: %v", pid, err)
+		}
 	}
 }
 
