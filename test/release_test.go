@@ -23,10 +23,10 @@ var releaseScenarios = []scenario.Scenario{{
 	Attacker: "a host that boots the image in the clear, to see the contract's keys at work; then one that looks for what dev images offer",
 	Claim: "Outside: HPL11000E before cidata is read, and power-off. Where /sys/firmware says Secure Execution (a test's own initrd archive " +
 		"covers it before the image's /init): ready, with the log host reached and the record served from a container; record and health on " +
-		"vsock say release; a pause of 12 s is survived; durations are whole seconds, the stop is in order. Nothing of dev answers: no event, no TCP health.",
+		"vsock say release; a pause of 6 s is survived; durations are whole seconds, the stop is in order. Nothing of dev answers: no event, no TCP health.",
 	Tier:  scenario.Core,
 	Archs: scenario.Both,
-	Cost:  32 * time.Second,
+	Cost:  36 * time.Second,
 	Run:   release,
 }}
 
@@ -56,7 +56,7 @@ func release(t *testing.T, lab *scenario.Lab) {
 	g := lab.Release(t, covered, userData, 8080, 9080)
 	logged(t, lab, "HPL10001I")
 	// Longer than an agent may be silent.
-	g.Pause(t, 12*time.Second)
+	g.Pause(t, 6*time.Second)
 	if record := fetch(t, "http://"+g.Address(8080)+"/se-checksums.txt"); !strings.Contains(record, "\nFlavour: release\n") {
 		t.Errorf("the record does not say its flavour:\n%s", record)
 	}
