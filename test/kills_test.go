@@ -74,8 +74,11 @@ func recovered(t *testing.T, r *scenario.Result) {
 // kill is a scenario that kills a child when a phase begins.
 func kill(phase, child string, tier scenario.Tier, claim string, judge func(*testing.T, *scenario.Result)) scenario.Scenario {
 	cost := 20 * time.Second
-	if child == "containerd:STOP" {
+	switch {
+	case child == "containerd:STOP":
 		cost = 90 * time.Second // the agent's patience is most of it
+	case slices.Index(phases, phase) < slices.Index(phases, userspace):
+		cost = 8 * time.Second
 	}
 	return scenario.Scenario{
 		Name:     striking(child) + " in phase " + phase + " ends in order",
