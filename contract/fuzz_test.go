@@ -246,3 +246,32 @@ func TestDecodeRefuses(t *testing.T) {
 		}
 	})
 }
+
+// Property: no panic, bounded time and size; a template changes text alone,
+// never the shape of its descriptor, and what comes out is read back the same.
+func FuzzTemplate(f *testing.F) {
+	f.Add("{{ .Env.A }}", "value")
+	f.Add(`{{ range $k, $v := .Env }}{{ index $.Env $k }}{{ len $v }}{{ end }}`, "a: b\n- c")
+	f.Add(`{{ if eq .Env.A "x" }}{{ with .Env }}{{ .A }}{{ end }}{{ end }}`, "{{ .Env.A }}")
+	f.Add("{{ range 1000000000 }}{{ end }}", "")
+	f.Fuzz(func(t *testing.T, text, value string) {
+		if !utf8.ValidString(text) || !utf8.ValidString(value) {
+			return
+		}
+		in := &node{kind: mapNode, tag: "!!map", keys: []*node{stringNode("k")}, vals: []*node{stringNode(text)}}
+		r := rendering{run: &run{plan: &Plan{}}, env: map[string]string{"A": value}, unset: map[string]bool{}}
+		out := r.fill(root("x", "workload", in))
+		v := out.get("k")
+		if len(out.keys) != 1 || !v.isString() || len(v.text) > maxRendered+len(text) {
+			t.Fatalf("another shape: %+v", out)
+		}
+		checkHostForm(t, r.run)
+		b, err := dump(out)
+		if err != nil || len(b) > maxDocument {
+			return
+		}
+		if back, yerr := parseYAML("play", b); yerr == nil && back.get("k").text != v.text && utf8.ValidString(v.text) {
+			t.Fatalf("%q is read back as %q", v.text, back.get("k").text)
+		}
+	})
+}

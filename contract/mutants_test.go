@@ -19,6 +19,7 @@ import (
 
 // survivors are the calls that no bad contract needs, each with its reason.
 var survivors = map[string]string{
+	`play.go: r.failCause(err, playCode, p, "a descriptor cannot be written out", "remove unusual characters from it")`: "no text is known that the library reads and cannot write",
 	`process.go: r.capable`:                    "lint accepts what one version of the guest cannot do: TestWhatTheGuestCannotDo",
 	`runtime.go: r.unsupported(code, a, what)`: "the same",
 	`forms.go: r.failCause(err, "HPL05003E", r.top, "the contract cannot be written out", "remove unusual characters from it")`: "no text is known that the library reads and cannot write",

@@ -22,6 +22,7 @@ type Plan struct {
 	CACerts         [][]byte // PEM, further trust anchors for registries
 	Env             []Var    // merged, sorted by name; not sent to the agent, whose services have theirs
 	Compose         *compose.Project
+	Play            *Play    // instead of Compose
 	Digests         []Digest // lines of the attestation record, in its order
 
 	AttestationPublicKey  []byte         // PEM "PUBLIC KEY", nil = record in clear

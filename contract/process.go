@@ -105,8 +105,8 @@ func (r *run) all() {
 		r.workloadRules, r.provider, // does env's author have the right
 		r.envRules, r.pairing, // does it make sense
 		r.signature, r.demands, // is it allowed
-		r.capable,             // can this guest do it
-		r.compose, r.assemble, // what is to be done
+		r.compose, r.pods, // what is to be done
+		r.capable, r.assemble, // can this guest do it
 	} {
 		step()
 		if r.failed && (!r.lint || !r.top.present()) {

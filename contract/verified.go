@@ -47,5 +47,10 @@ func (p *Plan) wipe() {
 	p.UserDataDecrypted.Wipe()
 	p.UserDataMasked.Wipe()
 	p.WorkloadDataDecrypted.Wipe()
-	p.Compose = nil
+	if p.Play != nil {
+		for _, d := range p.Play.Documents {
+			d.Wipe()
+		}
+	}
+	p.Compose, p.Play = nil, nil
 }
