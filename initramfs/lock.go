@@ -121,12 +121,12 @@ func (c Compiler) String() string {
 	if c.Version == "" {
 		return ""
 	}
-	return fmt.Sprintf("%s (links %.12s)", c.Version, c.Links)
+	return fmt.Sprintf("%s (links %s)", c.Version, c.Links)
 }
 
 // String shows a kernel by its package name too, which holds its version.
 func (p Package) String() string {
-	return fmt.Sprintf("%s %s (sha256 %.12s)", p.Name, p.Version, p.SHA256)
+	return fmt.Sprintf("%s %s (sha256 %s)", p.Name, p.Version, p.SHA256)
 }
 
 // role is what a package is for, the same for all versions of a kernel.
