@@ -16,9 +16,12 @@ import (
 // digests are the lines of the attestation record that the contract decides
 // (contract.md §4.3): raw scalars, tokens as they stand.
 func (r *run) digests() {
+	put := func(name string, sum []byte) {
+		r.plan.Digests = append(r.plan.Digests, Digest{Name: name, SHA256: hex.EncodeToString(sum)})
+	}
 	add := func(name string, b []byte) {
 		sum := sha256.Sum256(b)
-		r.plan.Digests = append(r.plan.Digests, Digest{Name: name, SHA256: hex.EncodeToString(sum[:])})
+		put(name, sum[:])
 	}
 	if r.device != nil {
 		add("/dev/disk/by-label/cidata", r.device)
@@ -46,9 +49,23 @@ func (r *run) digests() {
 	slices.Sort(others)
 	for _, key := range append(order, others...) {
 		if v := r.top.n.get(key); v != nil && v.kind == scalarNode {
-			add("contract:"+key, []byte(v.text))
+			put("contract:"+key, hashText(v.text))
 		}
 	}
+}
+
+// hashText is SHA-256 of texts, joined, without a copy of them.
+func hashText(texts ...string) []byte {
+	h := sha256.New()
+	var some [4096]byte
+	for _, t := range texts {
+		for len(t) > 0 {
+			n := copy(some[:], t)
+			h.Write(some[:n])
+			t = t[n:]
+		}
+	}
+	return h.Sum(nil)
 }
 
 // assemble joins the two sections: workload wins. Nothing is assembled from a

@@ -133,9 +133,9 @@ func (a at) item(i int) at {
 func (a at) present() bool { return a.n != nil }
 
 // escape is RFC 6901's.
-func escape(key string) string {
-	return strings.NewReplacer("~", "~0", "/", "~1").Replace(key)
-}
+func escape(key string) string { return pointer.Replace(key) }
+
+var pointer = strings.NewReplacer("~", "~0", "/", "~1")
 
 func (r *report) say(sev Severity, code hpl.Code, a at, message, fix string, err error) {
 	r.add(Finding{Code: code, Severity: sev, Path: a.path, HostPath: a.host, Document: a.doc,

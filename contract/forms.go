@@ -162,17 +162,18 @@ func stringNode(s string) *node { return &node{tag: "!!str", text: s} }
 // dump writes YAML. Without a style of its own the library takes a literal
 // block for text of several lines wherever that can hold it.
 func dump(n *node) ([]byte, error) {
-	return yaml.Dump(n.yaml(), yaml.WithV3Defaults(), yaml.WithLineWidth(-1))
+	s, err := dumpString(n)
+	return []byte(s), err
 }
 
 func dumpString(n *node) (string, error) {
-	b, err := dump(n)
+	var cut runs
+	b, err := yaml.Dump(n.yaml(&cut), yaml.WithV3Defaults(), yaml.WithLineWidth(-1))
 	if err != nil {
 		return "", err
 	}
-	s := string(b)
-	clear(b)
-	return s, nil
+	defer clear(b)
+	return cut.restore(string(b)), nil
 }
 
 // seedKeys are the keys of a volume whose values are secrets of the disk.

@@ -62,11 +62,14 @@ func parseYAML(doc string, data []byte) (*node, *yamlError) {
 	if !utf8.Valid(data) {
 		return nil, &yamlError{msg: "the document is not UTF-8 text: save it as UTF-8", syntax: true}
 	}
+	if bytes.IndexByte(data, 0) >= 0 {
+		return nil, &yamlError{msg: "the document holds a NUL byte: give the plain YAML text", syntax: true}
+	}
+	var cut runs
+	data = cutRuns(&cut, data)
 	marks := 0
 	for _, c := range data {
 		switch c {
-		case 0:
-			return nil, &yamlError{msg: "the document holds a NUL byte: give the plain YAML text", syntax: true}
 		case '\n', ',', '[', '{', ':', '-', '?', '&', '*':
 			marks++
 		}
@@ -107,7 +110,7 @@ func parseYAML(doc string, data []byte) (*node, *yamlError) {
 	if root.Kind == 0 || len(root.Content) == 0 {
 		return nil, nil
 	}
-	b := builder{doc: doc}
+	b := builder{doc: doc, cut: &cut}
 	n, yerr := b.build(&root, 0)
 	if yerr != nil {
 		return nil, yerr
@@ -118,6 +121,7 @@ func parseYAML(doc string, data []byte) (*node, *yamlError) {
 // builder copies the parser's tree into ours and keeps the budget.
 type builder struct {
 	doc     string
+	cut     *runs
 	nodes   int
 	scalars int
 }
@@ -128,14 +132,14 @@ func (b *builder) refuse(y *yaml.Node, format string, args ...any) *yamlError {
 
 func (b *builder) build(y *yaml.Node, depth int) (*node, *yamlError) {
 	b.nodes++
-	b.scalars += len(y.Value)
+	b.scalars += b.cut.length(y.Value) + b.cut.length(y.Tag)
 	if b.nodes > maxNodes || b.scalars > maxScalars {
 		return nil, b.refuse(y, "the document grows beyond its bounds, by aliases or by size: write the values out")
 	}
 	if depth > maxDepth {
 		return nil, b.refuse(y, "the document is nested deeper than %d levels: flatten it", maxDepth)
 	}
-	n := &node{doc: b.doc, line: y.Line, col: y.Column, quote: y.Style, tag: y.ShortTag()}
+	n := &node{doc: b.doc, line: y.Line, col: y.Column, quote: y.Style, tag: b.cut.restore(y.ShortTag())}
 	switch y.Kind {
 	case yaml.DocumentNode:
 		return b.build(y.Content[0], depth+1)
@@ -148,7 +152,7 @@ func (b *builder) build(y *yaml.Node, depth int) (*node, *yamlError) {
 		v.line, v.col = y.Line, y.Column
 		return v, nil
 	case yaml.ScalarNode:
-		n.text = y.Value
+		n.text = b.cut.restore(y.Value)
 		return n, nil
 	case yaml.SequenceNode:
 		n.kind = listNode
@@ -229,21 +233,22 @@ func (n *node) get(key string) *node {
 
 func (n *node) isString() bool { return n != nil && n.kind == scalarNode && n.tag == "!!str" }
 
-// yaml is the node as the library's tree, for writing it out.
-func (n *node) yaml() *yaml.Node {
+// yaml is the node as the library's tree, for writing it out, without its long
+// runs.
+func (n *node) yaml(cut *runs) *yaml.Node {
 	y := &yaml.Node{Tag: n.tag, Style: n.quote &^ yaml.TaggedStyle}
 	switch n.kind {
 	case scalarNode:
-		y.Kind, y.Value = yaml.ScalarNode, n.text
+		y.Kind, y.Value = yaml.ScalarNode, cutRuns(cut, n.text)
 	case listNode:
 		y.Kind = yaml.SequenceNode
 		for _, v := range n.vals {
-			y.Content = append(y.Content, v.yaml())
+			y.Content = append(y.Content, v.yaml(cut))
 		}
 	case mapNode:
 		y.Kind = yaml.MappingNode
 		for i, k := range n.keys {
-			y.Content = append(y.Content, k.yaml(), n.vals[i].yaml())
+			y.Content = append(y.Content, k.yaml(cut), n.vals[i].yaml(cut))
 		}
 	}
 	return y

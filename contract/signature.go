@@ -78,9 +78,7 @@ func (r *run) signature() {
 }
 
 func (r *run) verify(pub *rsa.PublicKey, value []byte, sig at) bool {
-	raw := []byte(r.workload.raw + r.env.raw)
-	sum := sha256.Sum256(raw)
-	err := rsa.VerifyPKCS1v15(pub, crypto.SHA256, sum[:], value)
+	err := rsa.VerifyPKCS1v15(pub, crypto.SHA256, hashText(r.workload.raw, r.env.raw), value)
 	if err == nil {
 		return true
 	}
@@ -90,7 +88,7 @@ func (r *run) verify(pub *rsa.PublicKey, value []byte, sig at) bool {
 				return -1
 			}
 			return c
-		}, raw))
+		}, []byte(r.workload.raw+r.env.raw)))
 		if rsa.VerifyPKCS1v15(pub, crypto.SHA256, stripped[:], value) == nil {
 			r.warn("", sig, "the signature is over the sections without their line ends, which does not tell different YAML texts apart", "sign the sections as they are")
 			return true

@@ -72,8 +72,7 @@ func isBase64(s string) bool {
 	}
 	body := strings.TrimSuffix(strings.TrimSuffix(s, "="), "=")
 	for i := range len(body) {
-		c := body[i]
-		if !(c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '+' || c == '/') {
+		if c := body[i]; !inRun[c] || c == '=' || c == '.' || c == '-' {
 			return false
 		}
 	}
@@ -89,9 +88,8 @@ func OpenToken(token string, keys []*rsa.PrivateKey, strict bool, accept func([]
 	if !ok {
 		return nil, ErrToken
 	}
-	sealed, err1 := base64.StdEncoding.DecodeString(r)
-	data, err2 := base64.StdEncoding.DecodeString(a)
-	if err1 != nil || err2 != nil || len(sealed) == 0 {
+	sealed, err := base64.StdEncoding.DecodeString(r)
+	if err != nil || len(sealed) == 0 {
 		return nil, ErrToken
 	}
 	for _, key := range keys {
@@ -103,7 +101,7 @@ func OpenToken(token string, keys []*rsa.PrivateKey, strict bool, accept func([]
 		if err != nil {
 			continue
 		}
-		plain := openWith(password, data, strict, accept)
+		plain := openWith(password, a, strict, accept)
 		clear(password)
 		if plain != nil {
 			return plain, nil
@@ -115,7 +113,7 @@ func OpenToken(token string, keys []*rsa.PrivateKey, strict bool, accept func([]
 // openWith applies the password as openssl reads it from a pipe: one line, as
 // a C string. Producers that used all bytes are served by a second try, but
 // only if its result makes sense.
-func openWith(password, data []byte, strict bool, accept func([]byte) bool) *secret.Secret {
+func openWith(password []byte, data string, strict bool, accept func([]byte) bool) *secret.Secret {
 	cut := CutPassword(password)
 	if len(cut) == len(password) {
 		return openSalted(cut, data, accept)
@@ -141,18 +139,20 @@ func CutPassword(password []byte) []byte {
 	return password
 }
 
-// openSalted undoes openssl enc -aes-256-cbc -pbkdf2. nil = no.
-func openSalted(password, data []byte, accept func([]byte) bool) *secret.Secret {
+// openSalted undoes openssl enc -aes-256-cbc -pbkdf2. nil = no. The base64 is
+// decoded for each try, and decrypted in its place: there may be 16 MiB of it.
+func openSalted(password []byte, text string, accept func([]byte) bool) *secret.Secret {
 	const head = len(saltMagic) + 8
-	if len(data) < head+aes.BlockSize || len(data)%aes.BlockSize != 0 || string(data[:8]) != saltMagic {
+	data, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(data) < head+aes.BlockSize || len(data)%aes.BlockSize != 0 || string(data[:8]) != saltMagic {
 		return nil
 	}
 	block, iv := derive(password, data[8:head])
 	if block == nil {
 		return nil
 	}
-	plain := make([]byte, len(data)-head)
-	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, data[head:])
+	plain := data[head:]
+	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, plain)
 	n, ok := unpad(plain)
 	if !ok || !accept(plain[:n]) {
 		clear(plain)

@@ -75,7 +75,7 @@ func UnpackGzip(packed []byte) ([]File, error) {
 	return files, inFile(files)
 }
 
-func readTar(in io.Reader) ([]File, error) {
+func readTar(in *bounded) ([]File, error) {
 	var (
 		files []File
 		seen  = map[string]bool{}
@@ -92,6 +92,9 @@ func readTar(in io.Reader) ([]File, error) {
 		}
 		if count == MaxEntries {
 			return nil, hpl.New("HPL06007E", "", fmt.Sprintf("the archive has more than %d entries: leave out what the workload does not need", MaxEntries))
+		}
+		if h.Size > in.left {
+			return nil, tooBig()
 		}
 		f, err := entry(h, tr)
 		if err != nil {
@@ -190,7 +193,8 @@ func entry(h *tar.Header, r io.Reader) (*File, error) {
 			return nil, hpl.New("HPL06007E", "", "the archive holds a sparse file: pack it without --sparse")
 		}
 	}
-	if f.Data, err = io.ReadAll(io.LimitReader(r, MaxTotal+1)); err != nil {
+	f.Data = make([]byte, h.Size) // bounded by what the gzip data may hold
+	if _, err = io.ReadFull(r, f.Data); err != nil {
 		return nil, hpl.Wrap(err, "HPL06007E", "", "the archive is not a whole tar file: pack it again")
 	}
 	return f, nil

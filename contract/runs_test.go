@@ -1,0 +1,80 @@
+package contract
+
+import (
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// Whatever stands around a long run, the text that comes out is the one that
+// the library alone reads.
+func TestLongRuns(t *testing.T) {
+	run := strings.Repeat("QUJD0+/x", 10<<10) // 80 KiB
+	other := strings.Repeat("z9.=", 20<<10)
+	for name, text := range map[string]string{
+		"a plain scalar":             "a: " + run + "\nb: x\n",
+		"a token":                    "a: hyper-protect-basic." + run + "." + other + "\n",
+		"single quotes":              "a: '" + run + "''" + other + "'\n",
+		"double quotes with escapes": `a: "\x41` + run + `\n\` + "\n  " + other + `\u0041"` + "\n",
+		"a literal block":            "a: |\n  x: " + run + "\n  y: " + other + "\n",
+		"a folded block":             "a: >-\n  " + run + "\n  " + other + "\n",
+		"a plain scalar on lines":    "a: " + run + "\n  " + other + "\n",
+		"a list in a line":           "a: [" + run + ", " + other + ", {x: " + run + "}]\n",
+		"a comment":                  "a: x # " + run + "\nb: y\n#" + other + "\n",
+		"dots at the line's start":   "a: |\n  x\n" + strings.Repeat(".", 70<<10) + ": y\n",
+		"a name of an anchor":        "a: &" + run + " x\nb: y\n",
+		"an alias of a run":          "a: &a " + run + "\nb: *a\nc: *a\n",
+		"a key, which is too long":   run + ": x\n",
+		"a key that is said to be":   "? " + run + "\n: x\n",
+		"a tag":                      "a: !" + run + " x\n",
+		"a run alone":                run,
+		"equal signs":                "a: " + strings.Repeat("=", 70<<10) + "\n",
+		"a run of letters to a mark": "a: " + run + "\nb: " + strings.Repeat("A", 70<<10) + "\n",
+		"just short of long":         "a: " + run[:longRun-1] + "\nb: " + run[:longRun] + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var cut runs
+			small := cutRuns(&cut, text)
+			if name != "just short of long" && (len(cut.whole) == 0 || len(small) > 20<<10) {
+				t.Errorf("not cut: %d bytes", len(small))
+			}
+			var want yaml.Node
+			wantErr := yaml.Unmarshal([]byte(text), &want)
+			got, gotErr := parseYAML("x", []byte(text))
+			if (wantErr == nil) != (gotErr == nil) {
+				t.Fatalf("the library says %v, with runs cut %v", wantErr, gotErr)
+			}
+			if wantErr != nil {
+				return
+			}
+			b := builder{doc: "x", cut: &runs{}}
+			n, yerr := b.build(&want, 0)
+			if yerr != nil {
+				t.Fatal(yerr)
+			}
+			if !got.same(n) {
+				t.Error("another text")
+			}
+			if n == nil || n.kind != mapNode {
+				return
+			}
+			// And out again, as the library alone writes it.
+			wrote, err := dumpString(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, yerr := parseYAML("x", []byte(wrote)); yerr != nil || !again.same(n) {
+				t.Errorf("written out: %v", yerr)
+			}
+		})
+	}
+}
+
+// Aliases of a long run are counted before they are put back.
+func TestLongRunsHaveABudget(t *testing.T) {
+	text := "a: &a " + strings.Repeat("A", 15<<20) + "\nb: [*a, *a, *a]\n"
+	if _, err := parseYAML("x", []byte(text)); err == nil || err.syntax {
+		t.Errorf("60 MiB of scalars: %v", err)
+	}
+}
