@@ -7,7 +7,9 @@
 // and named in the manifest.
 //
 // It trusts the machine that builds: its Go toolchain, its C compiler for runc,
-// and the keyring that apt is configured with. It does not promise that two
-// machines resolve the same Debian versions on different days; the manifest
-// says which were used. It runs on the host only, never in the guest.
+// the keyring that apt is configured with, and its own cache folder, where what
+// was unpacked or compiled is not checked again. It does not promise that two
+// machines resolve the same Debian versions on different days, unless they
+// build from the lock; the manifest says which were used. It runs on the host
+// only, never in the guest.
 package initramfs

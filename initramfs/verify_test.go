@@ -247,6 +247,36 @@ func TestAnArchiveIsReadAsWritten(t *testing.T) {
 	}
 }
 
+func TestABaseIsUnpackedWithinBounds(t *testing.T) {
+	pack := func(raw []byte) []byte {
+		t.Helper()
+		packed, err := compress(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return packed
+	}
+	for name, tc := range map[string]struct {
+		base []byte
+		ok   bool
+	}{
+		"as compress wrote it":     {pack([]byte("content")), true},
+		"a bomb":                   {pack(make([]byte, 200<<20)), false},
+		"cut":                      {pack([]byte("content"))[:8], false},
+		"zeros":                    {make([]byte, 512), false},
+		"nothing":                  {nil, false},
+		"more zeros than belong":   {append(pack([]byte("content")), make([]byte, 512)...), false},
+		"something behind the end": {append(pack([]byte("content")), "more"...), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw, err := decompress(tc.base)
+			if tc.ok != (err == nil) || tc.ok && string(raw) != "content" {
+				t.Errorf("%q, %v", raw[:min(len(raw), 20)], err)
+			}
+		})
+	}
+}
+
 // FuzzReadTree: an archive, however damaged, gives a tree that writes to the
 // same bytes, or an error: no panic.
 func FuzzReadTree(f *testing.F) {
