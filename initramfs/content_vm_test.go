@@ -502,8 +502,8 @@ func TestImageFitsItsBudget(t *testing.T) {
 				if packed > row[2] {
 					t.Errorf("%s has %.2f MB packed, its limit is %.2f", s.Part, packed, row[2])
 				}
-				// New kernels and modules of others move figures a little.
-				off := func(a, b float64) bool { return math.Abs(a-b) > max(0.1*b, 0.05) }
+				// New kernels and features move figures a little; the limits are the guard.
+				off := func(a, b float64) bool { return math.Abs(a-b) > max(0.25*b, 0.05) }
 				if off(raw, row[0]) || off(packed, row[1]) {
 					t.Errorf("%s has %.2f MB, %.2f packed; docs/budgets.md says %.2f and %.2f", s.Part, raw, packed, row[0], row[1])
 				}
