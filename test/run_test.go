@@ -34,7 +34,7 @@ func runStatus(t *testing.T, lab *scenario.Lab) {
 		say  string
 	}{
 		"never ready": {[]string{"--exec", "echo COMMAND RAN"}, 1, `"verdict":"failed"`},
-		"time limit":  {[]string{"--timeout", "2s"}, 124, `"verdict":"timeout"`},
+		"time limit":  {[]string{"--timeout", "2s"}, 124, `"verdict":"timeout","codes":[],"message":"the guest gave no verdict within the time limit of 2s"`},
 		"command":     {[]string{"--user-data", good, "--exec", `test -n "$HPCR_HEALTH" && exit 7`}, 7, `"stoppedInOrder":true`},
 		"wrong usage": {[]string{"--until", "never"}, 2, ""},
 	} {
