@@ -2,11 +2,14 @@ package contract
 
 import (
 	"encoding/base64"
+	"encoding/json"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -227,5 +230,42 @@ func TestFindingsAreFitForTheConsole(t *testing.T) {
 		r := c.build(t).run(t, true)
 		r.lintReport()
 		checkHostForm(t, r)
+	}
+}
+
+// TestWriteBadContracts writes the corpus as cidata devices into a folder that
+// other tests name, with what a guest has to say of each.
+func TestWriteBadContracts(t *testing.T) {
+	dir := os.Getenv("HPCR_BAD_CONTRACTS")
+	if dir == "" {
+		t.Skip("no folder is named")
+	}
+	type expected struct {
+		Name, Cidata, Host string
+		Code               hpl.Code
+		Policy             Policy
+		Now                time.Time
+	}
+	var all []expected
+	for i, c := range loadBad(t) {
+		in := c.build(t)
+		e := expected{c.Name, strconv.Itoa(i) + ".iso", c.Host, c.Code, in.policy, now}
+		device, err := WriteCidata(in.files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, e.Cidata), device, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, e)
+	}
+	b, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"cases.json": b, "key.pem": readFile(t, vectors, "keys", "encrypt.key")} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
