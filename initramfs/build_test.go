@@ -101,7 +101,7 @@ func TestCommandLineOpensNothing(t *testing.T) {
 		"debug", "shell", "init=/bin/sh", "rdinit=/bin/sh", "single", "1", "emergency", "rescue", "break=bottom",
 		"systemd.debug", "systemd.debug_shell=1", "rd.break", "rd.shell", "sysrq_always_enabled", "nokaslr", "nopti",
 		"mitigations=off", "hpcr.test=1", "agent.debug_console", "kgdboc=ttyS0", "earlyprintk=ttyS0", "ignore_loglevel",
-		"loglevel=8", "lockdown=none", "module.sig_enforce=0", "no_hash_pointers", "panic=5", "debugfs=on", "ftrace=function",
+		"loglevel=8", "lockdown=none", "module.sig_enforce=0", "no_hash_pointers", "panic=5", "debugfs=on", "debugfs", "iomem=relaxed", "ftrace=function",
 	} {
 		if err := checkCommandLine(good + " " + word); !errors.Is(err, ErrCommandLine) {
 			t.Errorf("%s: %v", word, err)
@@ -110,6 +110,11 @@ func TestCommandLineOpensNothing(t *testing.T) {
 	for word := range strings.FieldsSeq("rdinit=/init lockdown=confidentiality module.sig_enforce=1") {
 		if err := checkCommandLine(strings.Replace(good, word, "", 1)); !errors.Is(err, ErrCommandLine) {
 			t.Errorf("without %s: %v", word, err)
+		}
+	}
+	for word := range strings.FieldsSeq("mitigations=auto,nosmt debugfs=off iomem=strict") {
+		if err := checkCommandLine(good + " " + word); err != nil {
+			t.Errorf("%s closes: %v", word, err)
 		}
 	}
 	// And Build asks: nothing is fetched or written for such an image.

@@ -16,12 +16,19 @@ var ErrCommandLine = errors.New("kernel command line")
 var (
 	openingNames = []string{
 		"debug", "shell", "init", "single", "emergency", "rescue", "break", "1", "s", "S",
-		"sysrq_always_enabled", "nokaslr", "nopti", "nosmap", "nosmep", "mitigations", "nosmt", "earlyprintk", "earlycon",
-		"ignore_loglevel", "initcall_debug", "no_hash_pointers", "no_console_suspend", "keep_bootcon", "netconsole", "nmi_watchdog",
-		"debugfs", "dyndbg", "slub_debug", "gdbstub", "kexec", "crashkernel", "iomem", "prot_virt", "kunit.enable",
+		"sysrq_always_enabled", // whatever its value says
+		"nokaslr", "nopti", "nosmap", "nosmep", "earlyprintk", "earlycon",
+		"ignore_loglevel", "initcall_debug", "no_hash_pointers", "no_console_suspend", "keep_bootcon", "netconsole",
+		"slub_debug", "gdbstub", "crashkernel", "prot_virt", "kunit.enable",
 	}
 	openingPrefixes = []string{"hpcr.", "agent.", "rd.", "systemd.", "kgdb", "ftrace", "trace_", "dyndbg", "usb-storage."}
-	fixedValues     = map[string]string{"rdinit": "/init", "lockdown": "confidentiality", "module.sig_enforce": "1", "loglevel": "3"}
+
+	// Parameters that may stand with these values only.
+	safeValues = map[string][]string{
+		"rdinit": {"/init"}, "lockdown": {"confidentiality"}, "module.sig_enforce": {"1"}, "loglevel": {"3"},
+		"debugfs": {"off", "no-mount"}, "mitigations": {"auto", "auto,nosmt"}, "iomem": {"strict"},
+	}
+	required = []string{"rdinit", "lockdown", "module.sig_enforce", "loglevel"}
 )
 
 func checkCommandLine(line string) error {
@@ -35,11 +42,11 @@ func checkCommandLine(line string) error {
 			return fmt.Errorf("%w: %q stands twice, and the kernel takes the last", ErrCommandLine, name)
 		}
 		seen[name] = true
-		if want, ok := fixedValues[name]; ok && value != want {
-			return fmt.Errorf("%w: %q, want %s=%s", ErrCommandLine, word, name, want)
+		if safe, ok := safeValues[name]; ok && !slices.Contains(safe, value) {
+			return fmt.Errorf("%w: %q, want %s=%s", ErrCommandLine, word, name, strings.Join(safe, " or "))
 		}
 	}
-	for name := range fixedValues {
+	for _, name := range required {
 		if !seen[name] {
 			return fmt.Errorf("%w: %s is missing", ErrCommandLine, name)
 		}
