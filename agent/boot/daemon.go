@@ -12,8 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"hpcr/agent/pid1"
 )
 
 // daemon keeps one child process alive until its context ends: a child that
@@ -111,7 +109,7 @@ func (d *daemon) once(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, d.path)
 	cmd.Args = []string{d.path}
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/bin:/sbin", "GOMEMLIMIT=128MiB", "GOTRACEBACK=none", pid1.Clobber}
+	cmd.Env = []string{"PATH=/bin:/sbin", "GOMEMLIMIT=128MiB", "GOTRACEBACK=none"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopGrace
