@@ -23,17 +23,38 @@ import (
 func main() {
 	arch := flag.String("arch", scenario.AMD64, "architecture of the guest: amd64 or s390x")
 	boots := flag.Int("boots", 3, "how many guests to boot; figures are medians")
+	only := flag.String("only", "", "contract: print the contract's figures, boot nothing, write nothing")
 	flag.Parse()
-	if flag.NArg() > 0 || *boots < 1 || !slices.Contains(scenario.Both, *arch) {
+	if flag.NArg() > 0 || *boots < 1 || *only != "" && *only != "contract" || !slices.Contains(scenario.Both, *arch) {
 		fmt.Fprintln(os.Stderr, "bench: -arch amd64 or -arch s390x, and -boots at least 1")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, *arch, *boots); err != nil {
+	do := func() error { return bench(ctx, *arch, *boots) }
+	if *only != "" {
+		do = onlyContract
+	}
+	if err := do(); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+func onlyContract() error {
+	root, err := scenario.Root()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "hpcr-bench-")
+	if err != nil {
+		return err
+	}
+	figures, err := contractCost(root, dir)
+	if err == nil {
+		err = show(figures)
+	}
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
 // figure is one line of bench.json.
@@ -76,6 +97,13 @@ func bench(ctx context.Context, arch string, boots int) (err error) {
 		return err
 	}
 	figures = append(figures, cost)
+	if arch == scenario.AMD64 { // runs on this machine itself
+		reading, err := contractCost(root, s.dir)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, reading...)
+	}
 	initrd, err := os.Stat(filepath.Join(s.dir, "image", "initrd"))
 	if err != nil {
 		return fmt.Errorf("the initrd: %w", err)
