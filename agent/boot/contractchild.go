@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"runtime/debug"
 	"time"
 
 	"hpcr/agent/hpl"
@@ -144,5 +145,7 @@ func contractChild() (*contract.Verified, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cidata: %w", err)
 	}
+	// What the heap may hold before it is collected; it rarely has to be.
+	debug.SetMemoryLimit(16<<20 + 3*int64(len(cidata)))
 	return contract.Process(contract.Input{Cidata: cidata, Keys: keys, Policy: o.Policy, Now: o.Now})
 }
