@@ -3,8 +3,11 @@
 package test
 
 import (
+	"encoding/base64"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +69,15 @@ var contractScenarios = []scenario.Scenario{
 		Archs:    scenario.Both,
 		Cost:     14 * time.Second,
 		Run:      swappedEnv,
+	},
+	{
+		Name:     "a workload joined with a stranger's env is refused",
+		Attacker: "a host that has the provider's encrypted workload, writes an env of its own and signs the two with a key of its own",
+		Claim:    "HPL12001E at the provider's condition (x-hpcr.require.signingKeys), before any value of that env is used.",
+		Tier:     scenario.Full,
+		Archs:    scenario.Both,
+		Cost:     14 * time.Second,
+		Run:      strangersEnv,
 	},
 	{
 		Name:     "a token with one changed character is refused",
@@ -133,6 +145,44 @@ func swappedEnv(t *testing.T, lab *scenario.Lab) {
 	signed["env"] = swapped["env"]
 	lab.Boot(t, scenario.Boot{UserData: envelope(t, lab, signed)}).Failed(t, "HPL12001E")
 	neverAsked(t, lab, repo)
+	notTold(t, lab)
+}
+
+// strangersEnv is the same guest for a host that signs as well: its signature
+// holds, but the provider named the one key that may sign.
+func strangersEnv(t *testing.T, lab *scenario.Lab) {
+	const repo = scenario.Canary + "repo/under-a-strangers-signature"
+	c := lab.Contract(t)
+	c.Workload.Volumes, c.Env.Volumes = nil, nil
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf("services:\n  canaryidle:\n    image: %s/%s@sha256:%s\n", lab.Registry.Guest(), repo, strings.Repeat("0", 64)))
+	public, err := exec.Command("openssl", "pkey", "-in", lab.Signing, "-pubout").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Workload.XHPCR = map[string]any{"require": map[string]any{"signingKeys": []string{base64.StdEncoding.EncodeToString(public)}}}
+	workload := sections(t, lab.Encrypt(t, c))["workload"]
+
+	c.Env.Env = map[string]string{"CANARY_GREETING": "the attacker's"}
+	joined := sections(t, lab.Plain(t, c))
+	joined["workload"] = workload
+	key := lab.File(t, "stranger.key", nil)
+	if out, err := exec.Command("openssl", "genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-out", key).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	signed := lab.Hpcrctl(t, "contract", "sign", "--signing-key", key, "--cert", filepath.Join(lab.Keys, "contract.crt"), envelope(t, lab, joined))
+	r := lab.Boot(t, scenario.Boot{UserData: lab.File(t, "signed", signed)})
+	r.Failed(t, "HPL12001E")
+	if !strings.Contains(r.Message, "/workload/x-hpcr/require/signingKeys") {
+		t.Errorf("message %q does not name the condition", r.Message)
+	}
+	neverAsked(t, lab, repo)
+	notTold(t, lab)
+}
+
+// notTold expects that the log host of a contract that was not verified has
+// not heard of this guest.
+func notTold(t *testing.T, lab *scenario.Lab) {
+	t.Helper()
 	messages, err := lab.LogHost.Messages()
 	if err != nil {
 		t.Fatal(err)

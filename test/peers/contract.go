@@ -25,6 +25,7 @@ type Workload struct {
 	Auths   map[string]Auth           `json:"auths,omitempty"`
 	Volumes map[string]WorkloadVolume `json:"volumes,omitempty"`
 	Env     map[string]string         `json:"env,omitempty"`
+	XHPCR   map[string]any            `json:"x-hpcr,omitempty"`
 }
 
 // Env is the deployer's section.
