@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,8 @@ var recordScenarios = []scenario.Scenario{{
 	Attacker: "a host that boots another contract than it says",
 	Claim: "A container that mounts /var/hyperprotect reads se-checksums.txt, whose lines are the hashes of the very tokens and files " +
 		"that were delivered, whose policy hash is the manifest's, and which names the service with power beyond its own; openssl verifies " +
-		"its signature by the image's attestation certificate; no seed is in the files beside it.",
+		"its signature by the image's attestation certificate; no seed is in the files beside it. The provider's condition lets " +
+		"its one signing key pass, and the owner reads that the signing certificate ends in 20 days.",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
 	Cost:  35 * time.Second,
@@ -44,7 +46,15 @@ func record(t *testing.T, lab *scenario.Lab) {
     privileged: true
     cap_add: [net_admin, sys_admin]
 `, lab.Web(t)))
-	userData := lab.Sign(t, c)
+	crt := filepath.Join(lab.Dir, "sign.crt")
+	lab.Command(t, "openssl", "req", "-x509", "-new", "-key", lab.Signing, "-subj", "/CN=canarysigner", "-days", "20", "-out", crt)
+	pem, err := os.ReadFile(crt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Workload.XHPCR = map[string]any{"require": map[string]any{"signingKeys": []string{string(pem)}, "envEncrypted": true}}
+	userData := lab.File(t, "user-data", lab.Hpcrctl(t, "contract", "sign", "--signing-key", lab.Signing, "--signing-cert", crt,
+		"--cert", filepath.Join(lab.Keys, "contract.crt"), lab.Plain(t, c)))
 	files := map[string]string{}
 	r := lab.Boot(t, scenario.Boot{
 		UserData: userData, Disks: []string{scenario.Volume + "=" + filepath.Join(lab.Dir, "data.img") + ":512M"}, Publish: []int{8080},
@@ -55,6 +65,16 @@ func record(t *testing.T, lab *scenario.Lab) {
 		},
 	})
 	r.Ready(t)
+
+	messages, err := lab.LogHost.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(messages, func(m string) bool {
+		return strings.Contains(m, " "+lab.Hostname()+" ") && strings.Contains(m, " certificate.expiry ") && strings.Contains(m, "HPL12006W: ")
+	}) {
+		t.Error("the log host was not told of the signing certificate's end")
+	}
 
 	text := files["se-checksums.txt"]
 	lab.Command(t, "openssl", "x509", "-pubkey", "-noout", "-in", filepath.Join(lab.Keys, "attestation.crt"), "-out", filepath.Join(lab.Dir, "attestation.pub"))
