@@ -211,6 +211,11 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	profile, err := compileProfile(ctx)
+	if err != nil {
+		return nil, err
+	}
+	base.File(profileFile, 0o644, profile)
 	var raw, rawKeys bytes.Buffer
 	if err := base.Write(&raw, src.Time); err != nil {
 		return nil, err

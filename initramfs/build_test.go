@@ -107,7 +107,7 @@ func TestCommandLineOpensNothing(t *testing.T) {
 			t.Errorf("%s: %v", word, err)
 		}
 	}
-	for word := range strings.FieldsSeq("rdinit=/init lockdown=confidentiality module.sig_enforce=1") {
+	for word := range strings.FieldsSeq("rdinit=/init lockdown=confidentiality module.sig_enforce=1 initcall_blacklist=sysrq_init cgroup_no_v1=all,named") {
 		if err := checkCommandLine(strings.Replace(good, word, "", 1)); !errors.Is(err, ErrCommandLine) {
 			t.Errorf("without %s: %v", word, err)
 		}

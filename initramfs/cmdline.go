@@ -27,8 +27,9 @@ var (
 	safeValues = map[string][]string{
 		"rdinit": {"/init"}, "lockdown": {"confidentiality"}, "module.sig_enforce": {"1"}, "loglevel": {"3"},
 		"debugfs": {"off", "no-mount"}, "mitigations": {"auto", "auto,nosmt"}, "iomem": {"strict"},
+		"initcall_blacklist": {"sysrq_init"}, "cgroup_no_v1": {"all,named"}, "lsm": {"landlock,lockdown,yama,apparmor"},
 	}
-	required = []string{"rdinit", "lockdown", "module.sig_enforce", "loglevel"}
+	required = []string{"rdinit", "lockdown", "module.sig_enforce", "loglevel", "initcall_blacklist", "cgroup_no_v1", "lsm"}
 )
 
 func checkCommandLine(line string) error {

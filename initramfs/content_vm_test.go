@@ -83,6 +83,7 @@ var reasons = map[string][2]string{
 	imageFile:                     {"agent/boot", "/" + imageFile},
 	policyFile:                    {"agent/boot", "/" + policyFile},
 	modulesFile:                   {"agent/boot", "/" + modulesFile},
+	profileFile:                   {"agent/boot", "/" + profileFile},
 
 	"dev":                {"agent/pid1", `"/dev"`},
 	"proc":               {"agent/pid1", `"/proc"`},

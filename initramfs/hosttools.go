@@ -54,6 +54,7 @@ var hostTools = []hostTool{
 	{"/usr/include/seccomp.h", "libseccomp-dev", ""}, // tests build a runc of the host's
 	{"depmod", "kmod", ""},
 	{"git", "git", ""},
+	{"apparmor_parser", "apparmor", ""},
 	{"qemu-system-x86_64", "qemu-system-x86", "amd64"},
 	{"s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu", "s390x"},
 	{"/usr/s390x-linux-gnu/include/stdio.h", "libc6-dev-s390x-cross", "s390x"},

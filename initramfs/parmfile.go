@@ -24,6 +24,12 @@ func commandLine(arch string) string {
 		// The known-answer tests of the kernel's ciphers cost a second under
 		// emulation; the kernel is measured, and volumes prove their keys.
 		"cryptomgr.notests",
+		// SysRq without its initialisation has neither keys nor /proc/sysrq-trigger,
+		// which would heed no sysctl. Version 1 of cgroups starts a program of the
+		// container's choice in the guest (release_agent).
+		"initcall_blacklist=sysrq_init", "cgroup_no_v1=all,named",
+		// Of the kernel's security modules those that do something here.
+		"lsm=landlock,lockdown,yama,apparmor",
 	}
 	args = append(args, Hardening...)
 	switch arch {
