@@ -29,8 +29,8 @@ type kill struct {
 // command is what the host may send.
 type command struct {
 	ID    int      `json:"id"`
-	Cmd   string   `json:"cmd"` // go, kill, memory, pages, stop
-	Child string   `json:"child"`
+	Cmd   string   `json:"cmd"`   // go, kill, memory, pages, read, stop
+	Child string   `json:"child"` // read: a path
 	Kill  []kill   `json:"kill"`
 	Pages []uint64 `json:"pages"`
 }
@@ -130,6 +130,8 @@ func (p *port) listen(ready chan struct{}) {
 			reply["processes"] = memory()
 		case "pages":
 			reply["pages"] = owners(c.Pages)
+		case "read":
+			reply["text"] = readState(c.Child)
 		case "stop":
 			p.stop()
 		default:

@@ -72,6 +72,19 @@ func field(path, key string) int {
 	return 0
 }
 
+// readState is a file of the guest's, or where a link of /proc leads, for tests
+// to compare.
+func readState(path string) string {
+	if to, err := os.Readlink(path); err == nil && strings.Contains(path, "/fd/") {
+		return to
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
 // killNow kills every process of that name and says how many; "NAME:STOP"
 // stops them instead, as a hang.
 func killNow(child string) int {

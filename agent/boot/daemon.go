@@ -12,12 +12,15 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"hpcr/agent/sandbox"
 )
 
 // daemon keeps one child process alive until its context ends: a child that
 // dies, or hangs (watch), is started again after a pause that doubles with each quick death.
 type daemon struct {
 	path  string
+	group string // control group; "" = the agent's
 	log   *slog.Logger
 	ended func(err error) // told of each unexpected end; may be nil
 
@@ -111,6 +114,14 @@ func (d *daemon) once(ctx context.Context) error {
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/bin:/sbin", "GOMEMLIMIT=128MiB", "GOTRACEBACK=none"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if d.group != "" {
+		group, err := sandbox.OpenGroup(d.group)
+		if err != nil {
+			return err
+		}
+		defer group.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopGrace
 	out, err := cmd.StderrPipe()

@@ -22,6 +22,7 @@ const (
 	imageFile   = "/etc/hpcr/image.json"
 	policyFile  = "/etc/hpcr/policy.json"
 	modulesFile = "/etc/hpcr/modules.json"
+	profileFile = "/etc/hpcr/container.apparmor"
 	rootsFile   = "/etc/ssl/certs/ca-certificates.crt"
 	keysDir     = "/keys"
 )

@@ -36,6 +36,7 @@ func (g *Guest) Phases() []Phase {
 
 		// Say what runs here, then run it.
 		{Name: "record", After: []string{"disks", "images"}, Limit: tool, Code: "HPL11000E", Do: g.signRecord},
+		{Name: "seal", Limit: quick, Code: "HPL11000E", Do: g.seal},
 		{Name: "pull", Limit: 30 * time.Minute, Code: "HPL06004E", Do: g.pullImages},
 		{Name: "containers", Limit: 10 * time.Minute, Code: "HPL08004E", Do: g.startContainers, Undo: g.stopContainers, UndoLimit: time.Minute},
 		{Name: "ready", Limit: quick, Code: "HPL11000E", Do: g.settle},

@@ -38,13 +38,10 @@ func (g *Guest) mounts(context.Context) error {
 	if err := unix.Mount("store", "/var/lib/containerd", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, storeShare); err != nil {
 		return fmt.Errorf("containerd's store: %w", err)
 	}
-	return sandbox.EnableControllers()
+	return sandbox.KeepForAgent()
 }
 
 func (g *Guest) hardenKernel(context.Context) error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("dumpable: %w", err)
-	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("core limit: %w", err)
 	}

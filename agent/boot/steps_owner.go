@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	resolvConf = "/etc/resolv.conf"
+	resolvConf = "/run/hpcr/resolv.conf" // changes with each lease, when / is read-only
 	healthPort = 9080
 	facility   = 1 // user-level messages, RFC 5424 §6.2.1
 )
@@ -39,6 +39,9 @@ func (g *Guest) openNetwork(ctx context.Context) error {
 	}
 	g.net = n
 	if err := n.WriteResolvConf(resolvConf); err != nil {
+		return err
+	}
+	if err := os.Symlink(resolvConf, "/etc/resolv.conf"); err != nil {
 		return err
 	}
 	if err := writeHosts(g.plan.Hostname); err != nil {

@@ -17,6 +17,7 @@ import (
 	"hpcr/agent/event"
 	"hpcr/agent/hpl"
 	"hpcr/agent/logship"
+	"hpcr/agent/sandbox"
 	"hpcr/agent/secret"
 	"hpcr/agent/workload"
 	"hpcr/contract/compose"
@@ -26,7 +27,7 @@ import (
 // startContainerd starts the daemon, which is started again whenever it dies,
 // and connects to it.
 func (g *Guest) startContainerd(ctx context.Context) error {
-	d := &daemon{path: "/bin/containerd", log: g.log, ended: func(err error) {
+	d := &daemon{path: "/bin/containerd", group: sandbox.Daemon, log: g.log, ended: func(err error) {
 		g.note(event.ChildEnded, event.Warning, "containerd ended and is started again", slog.String("cause", err.Error()))
 	}}
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -63,7 +64,7 @@ func (g *Guest) newWorkload(ctx context.Context) (*workload.Workload, error) {
 		auths = append(auths, workload.Auth{Host: a.Host, Username: secret.FromString(a.Username), Password: a.Password})
 	}
 	return workload.New(ctx, workload.Options{
-		Project: g.plan.Compose, Auths: auths, TLS: tls, Roots: roots, ResolvConf: resolv, Log: g.log,
+		Project: g.plan.Compose, Auths: auths, TLS: tls, Roots: roots, ResolvConf: resolv, Profile: containerProfile, Log: g.log,
 		NewBridge: func(internal bool) (workload.Bridge, error) {
 			return g.net.NewBridge(network.BridgeOptions{Internal: internal})
 		},
@@ -128,6 +129,9 @@ func (g *Guest) pullImages(ctx context.Context) error {
 func (g *Guest) startContainers(ctx context.Context) error {
 	if err := writeProject(g.plan.Compose); err != nil {
 		return hpl.Wrap(err, "HPL06002E", "/workload/compose/archive", "the archive could not be unpacked in the guest: give it more memory")
+	}
+	if err := sandbox.LimitWorkload(); err != nil {
+		return err
 	}
 	g.Console.Unit("hpcr-container", "Starting workload containers...")
 	if err := g.work.Start(ctx); err != nil {

@@ -8,13 +8,16 @@ import (
 	"strings"
 )
 
-// sysctls harden the guest before anything from outside is read. A key that
+// Sysctls harden the guest before anything from outside is read. A key that
 // this kernel lacks is skipped: nothing behind it can be open then.
-var sysctls = []struct{ key, value string }{
+var Sysctls = []struct{ Key, Value string }{
 	{"kernel.core_pattern", "|/bin/false"},
 	{"kernel.core_pipe_limit", "1"},
 	{"fs.suid_dumpable", "0"},
-	{"kernel.sysrq", "0"},
+	// A mask of no operation. Not 0: the kernel would unregister SysRq's handler,
+	// which the command line keeps from being registered, and crash.
+	{"kernel.sysrq", "512"},
+	{"kernel.modprobe", "\n"}, // the kernel asks for no module by itself
 	{"kernel.kptr_restrict", "2"},
 	{"kernel.dmesg_restrict", "1"},
 	{"kernel.perf_event_paranoid", "3"},
@@ -51,11 +54,11 @@ var sysctls = []struct{ key, value string }{
 }
 
 func applySysctls() error {
-	for _, s := range sysctls {
-		path := "/proc/sys/" + strings.ReplaceAll(s.key, ".", "/")
-		err := os.WriteFile(path, []byte(s.value), 0)
+	for _, s := range Sysctls {
+		path := "/proc/sys/" + strings.ReplaceAll(s.Key, ".", "/")
+		err := os.WriteFile(path, []byte(s.Value), 0)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("sysctl %s: %w", s.key, err)
+			return fmt.Errorf("sysctl %s: %w", s.Key, err)
 		}
 	}
 	return nil

@@ -5,6 +5,10 @@
 // allow-list before the child reads its first byte. When the child has given
 // its answer (Finish), the parent wipes its memory and ends it.
 //
+// It also divides the guest: KeepForAgent gives the agent and containerd their
+// share of memory and processor, LimitWorkload gives all containers together
+// what is left, and keeps them from the kernel's settings.
+//
 // It trusts its caller and the kernel. It does not promise that a child's
 // output is honest: the reader checks it. A child that ends by itself or is
 // killed is not wiped.

@@ -305,7 +305,7 @@ func (s *service) stop(ctx context.Context) error {
 	if err == nil && ended(force, done, 4*time.Second) {
 		return nil
 	}
-	if kerr := killCgroup(filepath.Join(namespace, s.id())); kerr != nil {
+	if kerr := killCgroup(cgroup(s.def)); kerr != nil {
 		return errors.Join(fmt.Errorf("kill: %w", err), kerr)
 	}
 	ended(force, done, 4*time.Second)

@@ -8,14 +8,16 @@
 // does not trust containers: their output is cut and never blocks them for
 // long, links in their volumes lead nowhere outside, and they get Docker's
 // default capabilities less CAP_MKNOD, containerd's default seccomp profile,
-// and no new privileges unless the project says so.
+// and no new privileges unless the project says so. What a project may ask for
+// beyond that ends at the guest: a privileged container has every power over
+// itself and none over the kernel that it shares (docs/hardening.md).
 //
 // A container that ends is the project's business: its restart policy decides,
 // as with docker compose up -d, and the guest stays up. Only what keeps a
 // container from being created or started, and a dependency that fails, fails
 // the boot.
 //
-// Not promised: that AF_VSOCK is out of reach of containers on s390x. Go's own
-// socket calls go through socketcall(2) there, whose arguments no seccomp
-// filter can read; without it no Go program could run.
+// Not promised: that seccomp alone keeps AF_VSOCK out of reach on s390x. Go's
+// own socket calls go through socketcall(2) there, whose arguments no filter
+// can read; the AppArmor profile does it.
 package workload

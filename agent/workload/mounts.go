@@ -157,9 +157,17 @@ func (w *Workload) bindSource(st *stage, m compose.Mount) error {
 		}
 	}
 	data, standIn := standIns[m.Source]
-	f, err := openBeneath(root, strings.TrimPrefix(m.Source, root), m.Create && !standIn)
+	f, err := openBeneath(root, strings.TrimPrefix(m.Source, root), m.Create && root != "/")
 	if standIn && errors.Is(err, fs.ErrNotExist) {
 		return st.file(m.Target, data, 0o644, 0, 0, m.ReadOnly)
+	}
+	if root == "/" && m.Create && errors.Is(err, fs.ErrNotExist) {
+		// The guest's root is read-only: a folder that it lacks is made elsewhere,
+		// the same one for all containers.
+		if err := os.MkdirAll(w.opt.Made, 0o711); err != nil {
+			return err
+		}
+		f, err = openBeneath(w.opt.Made, m.Source, true)
 	}
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"hpcr/agent/ctrd"
+	"hpcr/agent/sandbox"
 	"hpcr/contract/compose"
 )
 
@@ -38,6 +39,10 @@ func (w *Workload) specOpts(s *compose.Service, img *image, env surroundings) []
 		oci.WithoutRunMount, // as Docker: /run is the image's
 		oci.WithDefaultUnixDevices,
 		base(s, img, env),
+		set(func(spec *oci.Spec) error {
+			spec.Process.ApparmorProfile = w.opt.Profile
+			return nil
+		}),
 		identity(s, img),
 		oci.WithAppendAdditionalGroups(s.GroupAdd...),
 		set(func(spec *oci.Spec) error {
@@ -87,10 +92,18 @@ func base(s *compose.Service, img *image, env surroundings) oci.SpecOpts {
 		spec.Hostname = env.hostname
 		spec.Domainname = s.Domainname
 		spec.Root.Readonly = s.ReadOnly
-		spec.Linux.CgroupsPath = path.Join("/", namespace, containerID(s))
+		spec.Linux.CgroupsPath = cgroup(s)
 		spec.Annotations = map[string]string{ctrd.GroupAnnotation: ctrd.Group}
 		return nil
 	})
+}
+
+// cgroup is the container's place below the guest's limits for all.
+func cgroup(s *compose.Service) string {
+	if s.NetworkMode == "host" {
+		return path.Join("/", sandbox.GuestNetwork, containerID(s))
+	}
+	return path.Join("/", sandbox.OwnNetwork, containerID(s))
 }
 
 // identity resolves names of users and groups in the container's own files.
@@ -125,22 +138,23 @@ func capabilities(s *compose.Service) oci.SpecOpts {
 				caps = append(caps, c)
 			}
 		}
-		if !s.Privileged {
-			caps = slices.DeleteFunc(caps, func(c string) bool { return slices.Contains(s.CapDrop, c) })
-		}
+		caps = slices.DeleteFunc(caps, func(c string) bool {
+			return compose.GuestCapability(c) || !s.Privileged && slices.Contains(s.CapDrop, c)
+		})
 		return oci.WithCapabilities(caps)(context.Background(), nil, nil, spec)
 	})
 }
 
-// guestDevices are left out of a privileged container's /dev: the Ultravisor,
-// the ways to the host, and the host's view of the guest's console.
-var guestDevices = []string{
-	"uv", "vsock", "vhost-vsock", "kmsg", "mem", "kmem", "port", "console", "hvc", "ttyS", "ttysclp", "sclp_line",
-	"vport", "watchdog", "rtc", "nvram", "snapshot", "mapper", "dm-", "vmcp", "monwriter", "diag",
-}
-
+// devices gives what the project lists; a privileged container gets all that a
+// project may list and this guest has.
 func devices(s *compose.Service) oci.SpecOpts {
 	return set(func(spec *oci.Spec) error {
+		// containerd's list of what every container may open has the console:
+		// in the guest it is the host's. A terminal of the container's is a pty.
+		rules := spec.Linux.Resources.Devices
+		spec.Linux.Resources.Devices = slices.DeleteFunc(rules, func(d specs.LinuxDeviceCgroup) bool {
+			return d.Allow && d.Major != nil && *d.Major == 5 && d.Minor != nil && *d.Minor == 1
+		})
 		for _, d := range s.Devices {
 			if err := oci.WithDevices(d.Source, d.Target, d.Permissions)(context.Background(), nil, nil, spec); err != nil {
 				return fmt.Errorf("device: %w", err)
@@ -154,8 +168,7 @@ func devices(s *compose.Service) oci.SpecOpts {
 			return fmt.Errorf("devices of the guest: %w", err)
 		}
 		for _, d := range all {
-			name := strings.TrimPrefix(d.Path, "/dev/")
-			if slices.ContainsFunc(guestDevices, func(g string) bool { return strings.HasPrefix(name, g) }) {
+			if !compose.GivenDevice(d.Path) {
 				continue
 			}
 			major, minor := d.Major, d.Minor
@@ -277,9 +290,6 @@ func isolation(s *compose.Service, env surroundings) oci.SpecOpts {
 		if s.Privileged {
 			l.MaskedPaths, l.ReadonlyPaths = nil, nil
 			cgroup.Options = cgroup.Options[:4]
-			if err := oci.WithWriteableSysfs(context.Background(), nil, nil, spec); err != nil {
-				return err
-			}
 		} else {
 			l.MaskedPaths = append(l.MaskedPaths, "/sys/firmware", "/proc/kallsyms", "/proc/keys", "/proc/sysrq-trigger")
 			slices.Sort(l.MaskedPaths)

@@ -34,6 +34,7 @@ type Options struct {
 	// NewBridge makes one network of the project.
 	NewBridge  func(internal bool) (Bridge, error)
 	ResolvConf []byte // of the guest, for containers on the guest's network
+	Profile    string // AppArmor's, of every container; "" = none
 
 	// Output takes one container's lines: each Write is one line with its
 	// newline, at most MaxLine+1 bytes. It must not block; it counts what it
@@ -44,6 +45,7 @@ type Options struct {
 	Runc    string // runc's path
 	State   string // small files of the containers, on a tmpfs
 	Volumes string // named and anonymous volumes
+	Made    string // folders that a bind mount asks for and the guest lacks
 	Netns   string // named network namespaces
 	Log     *slog.Logger
 }
@@ -54,6 +56,7 @@ func (o *Options) defaults() {
 		&o.Runc:    "/bin/runc",
 		&o.State:   "/run/hpcr/workload",
 		&o.Volumes: "/var/lib/hpcr/volumes",
+		&o.Made:    "/var/lib/hpcr/made",
 		&o.Netns:   "/run/netns",
 	} {
 		if *p == "" {

@@ -17,5 +17,7 @@ func main() {
 		unix.Sync()
 		return
 	}
+	// PID 1 lives without it as well, and has no console yet to say so on.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	pid1.Main()
 }

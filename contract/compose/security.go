@@ -25,13 +25,6 @@ var capabilities = []string{
 	"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM",
 }
 
-// devices that a container may be given. Disks, consoles, the Ultravisor and
-// vsock are not among them: they are the guest's.
-var devices = []string{
-	"/dev/fuse", "/dev/net/tun", "/dev/hwrng", "/dev/z90crypt", "/dev/null", "/dev/zero", "/dev/full",
-	"/dev/random", "/dev/urandom", "/dev/tty",
-}
-
 // Powers are the fields by which the service asks for power beyond its own
 // container; none for an ordinary one. The attestation record names them.
 func (s *Service) Powers() []string {
@@ -65,7 +58,7 @@ func (c *converter) security() error {
 			c.out.NewPrivileges = true
 		case key == "seccomp" && value == "unconfined":
 			c.out.Unconfined = true
-		case (key == "apparmor" || key == "label"): // neither AppArmor nor SELinux runs in the guest
+		case key == "apparmor" || key == "label": // the guest has one profile for all, and no SELinux
 		default:
 			return c.refuse("security_opt", "only no-new-privileges and seccomp=unconfined are supported")
 		}
@@ -95,6 +88,9 @@ func (c *converter) security() error {
 
 // powers applies the image's policy; it comes after all that grants any.
 func (c *converter) powers() error {
+	if err := c.guestPowers(); err != nil {
+		return err
+	}
 	if p := c.out.Powers(); len(p) > 0 && !c.opt.Privileged {
 		return c.refuse(p[0], "this image's policy refuses containers with power beyond their own: remove this line")
 	}
@@ -127,7 +123,7 @@ func (c *converter) capabilities() error {
 func (c *converter) devices() error {
 	for _, d := range c.cfg.Devices {
 		source := path.Clean(d.Source)
-		if !slices.Contains(devices, source) && !strings.HasPrefix(source, "/dev/zcrypt/") {
+		if !GivenDevice(source) {
 			return c.refuse("devices", "only these devices can be given to a container: "+strings.Join(devices, ", ")+", /dev/zcrypt/…")
 		}
 		out := Device{Source: source, Target: path.Clean(d.Target), Permissions: d.Permissions}
