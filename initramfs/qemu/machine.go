@@ -39,6 +39,7 @@ type Options struct {
 	Keep    bool     // the machine outlives this process
 	Vsock   bool     // a vsock device for DialVsock; not with Keep
 	Bare    bool     // the guest's memory is a file, for VM.RAM
+	Typing  bool     // a console that Type can type on
 }
 
 // Files of Options.Dir.
@@ -49,6 +50,7 @@ const (
 	eventSock   = "events"
 	errorFile   = "qemu.err"
 	vsockSock   = "vsock"
+	typeSock    = "type"
 )
 
 // memoryBackend is a file without a name that holds the guest's memory.
@@ -84,12 +86,16 @@ func arguments(o Options, m *initramfs.Manifest) ([]string, error) {
 		return nil, err
 	}
 	in := func(name string) string { return filepath.Join(o.Dir, name) }
+	console := "file,id=console,path=" + escape(in(consoleFile))
+	if o.Typing {
+		console = "socket,id=console,server=on,wait=off,path=" + escape(in(typeSock)) + ",logfile=" + escape(in(consoleFile))
+	}
 	args = append(args,
 		"-accel", accel, "-smp", strconv.Itoa(max(1, o.CPUs)), "-m", strconv.Itoa(orElse(o.Memory, 2048)),
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-kernel", filepath.Join(o.Image, initramfs.KernelFile), "-initrd", filepath.Join(o.Image, initramfs.InitrdFile),
 		"-append", strings.TrimSpace(string(parm)),
-		"-chardev", "file,id=console,path="+escape(in(consoleFile)), "-serial", "chardev:console",
+		"-chardev", console, "-serial", "chardev:console",
 		"-chardev", "socket,id=qmp,server=on,wait=off,path="+escape(in(monitorSock)), "-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=watch,server=on,wait=off,path="+escape(in(watchSock)), "-mon", "chardev=watch,mode=control",
 		"-device", "virtio-serial-"+bus,

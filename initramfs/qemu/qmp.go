@@ -12,11 +12,11 @@ import (
 // Powerdown asks the machine behind a QMP socket to stop in order: ACPI power
 // button on amd64, quiesce (Ctrl-Alt-Del for the guest) on s390x.
 func Powerdown(ctx context.Context, socket string) error {
-	return execute(ctx, socket, "system_powerdown")
+	return execute(ctx, socket, "system_powerdown", nil)
 }
 
-// execute runs one QMP command without arguments (QEMU, docs/interop/qmp-spec).
-func execute(ctx context.Context, socket, command string) error {
+// execute runs one QMP command (QEMU, docs/interop/qmp-spec).
+func execute(ctx context.Context, socket, command string, arguments map[string]string) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -54,7 +54,11 @@ func execute(ctx context.Context, socket, command string) error {
 			continue // an event
 		}
 		if len(steps) > 0 {
-			if _, err := fmt.Fprintf(conn, "{\"execute\":%q}\n", steps[0]); err != nil {
+			line := map[string]any{"execute": steps[0]}
+			if arguments != nil && len(steps) == 1 {
+				line["arguments"] = arguments
+			}
+			if err := json.NewEncoder(conn).Encode(line); err != nil {
 				return fmt.Errorf("monitor: %w", err)
 			}
 			steps = steps[1:]

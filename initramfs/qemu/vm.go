@@ -231,13 +231,27 @@ func (v *VM) Kill() {
 }
 
 // Pause stops the machine's processors and its clock; Resume lets them go on.
-func (v *VM) Pause(ctx context.Context) error { return execute(ctx, v.Monitor(), "stop") }
+func (v *VM) Pause(ctx context.Context) error { return execute(ctx, v.Monitor(), "stop", nil) }
 
 // Resume ends a pause.
-func (v *VM) Resume(ctx context.Context) error { return execute(ctx, v.Monitor(), "cont") }
+func (v *VM) Resume(ctx context.Context) error { return execute(ctx, v.Monitor(), "cont", nil) }
 
 // Powerdown presses the power button: the guest stops in order.
 func (v *VM) Powerdown(ctx context.Context) error { return Powerdown(ctx, v.Monitor()) }
+
+// Type types on the guest's console, then sends a break. Needs Options.Typing.
+func (v *VM) Type(ctx context.Context, keys []byte) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", filepath.Join(v.dir, typeSock))
+	if err != nil {
+		return fmt.Errorf("console: %w", err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write(keys); err != nil {
+		return fmt.Errorf("console: %w", err)
+	}
+	return execute(ctx, v.Monitor(), "chardev-send-break", map[string]string{"id": "console"})
+}
 
 // Monitor is the path of the QMP socket.
 func (v *VM) Monitor() string { return filepath.Join(v.dir, monitorSock) }

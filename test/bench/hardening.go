@@ -22,7 +22,7 @@ const plainly = "init_on_alloc=0 randomize_kstack_offset=0"
 
 // closing are the phases whose whole work is hardening; the guest without it
 // is spared their time.
-var closing = []string{"sysctls", "firewall"}
+var closing = []string{"sysctls", "firewall", "seal"}
 
 // hardening compares start to ready with and without what closes the guest:
 // kernel parameters by leaving them away, the agent's own part by its time.

@@ -30,7 +30,13 @@ var webScript []byte
 // and one shell script, web.sh, whose first argument chooses what it plays.
 // The bytes depend on the arguments only.
 func WebImage(arch string, busybox []byte) (*Image, error) {
-	layer, err := pack([]entry{
+	return image(arch, v1.ImageConfig{
+		Entrypoint:   []string{"/bin/sh", "/entry.sh"},
+		Cmd:          []string{"web"},
+		Env:          []string{"PATH=/bin"},
+		WorkingDir:   "/",
+		ExposedPorts: map[string]struct{}{"8080/tcp": {}},
+	}, []entry{
 		{name: "bin/", mode: 0o755},
 		{name: "bin/busybox", mode: 0o755, data: busybox},
 		{name: "bin/sh", link: "busybox"},
@@ -39,6 +45,18 @@ func WebImage(arch string, busybox []byte) (*Image, error) {
 		{name: "etc/passwd", mode: 0o644, data: []byte("root:x:0:0:root:/:/bin/sh\n")},
 		{name: "tmp/", mode: 0o1777},
 	})
+}
+
+// ProgramImage holds nothing but one static program, which it runs.
+func ProgramImage(arch string, program []byte) (*Image, error) {
+	return image(arch, v1.ImageConfig{Entrypoint: []string{"/program"}, WorkingDir: "/"}, []entry{
+		{name: "program", mode: 0o755, data: program},
+		{name: "tmp/", mode: 0o1777},
+	})
+}
+
+func image(arch string, c v1.ImageConfig, files []entry) (*Image, error) {
+	layer, err := pack(files)
 	if err != nil {
 		return nil, err
 	}
@@ -53,14 +71,8 @@ func WebImage(arch string, busybox []byte) (*Image, error) {
 	platform := v1.Platform{OS: "linux", Architecture: arch}
 	config, err := json.Marshal(v1.Image{
 		Platform: platform,
-		Config: v1.ImageConfig{
-			Entrypoint:   []string{"/bin/sh", "/entry.sh"},
-			Cmd:          []string{"web"},
-			Env:          []string{"PATH=/bin"},
-			WorkingDir:   "/",
-			ExposedPorts: map[string]struct{}{"8080/tcp": {}},
-		},
-		RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(layer)}},
+		Config:   c,
+		RootFS:   v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(layer)}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode the image's configuration: %w", err)

@@ -37,12 +37,13 @@ type Event struct {
 	ID        int      `json:"id"`
 	OK        bool     `json:"ok"`
 	Killed    int      `json:"killed"`
+	Text      string   `json:"text"`
+	Name      string   `json:"name"`
 	Processes []struct {
 		Name string `json:"name"`
 		PID  int    `json:"pid"`
 		PSS  int    `json:"pssKiB"`
 	} `json:"processes"`
-	Name  string `json:"name"` // of a phase
 	Pages []Page `json:"pages"`
 }
 
@@ -52,17 +53,17 @@ func (l *Lab) Direct(t *testing.T, userData string, publish ...int) *Direct {
 	return l.direct(t, userData, qemu.Options{}, publish, nil)
 }
 
-// DirectVsock is Direct with a vsock device.
-func (l *Lab) DirectVsock(t *testing.T, userData string) *Direct {
-	t.Helper()
-	return l.direct(t, userData, qemu.Options{Vsock: true}, nil, nil)
-}
-
 // DirectBare is Direct with a disk for the volume, and with memory that Search
 // reads. It calls at when a phase has ended.
 func (l *Lab) DirectBare(t *testing.T, userData, disk string, at func(d *Direct, phase string)) *Direct {
 	t.Helper()
 	return l.direct(t, userData, qemu.Options{Bare: true, Disks: []qemu.Disk{{Serial: Volume, File: disk}}}, nil, at)
+}
+
+// DirectMachine is Direct on a machine of the scenario's own making.
+func (l *Lab) DirectMachine(t *testing.T, userData string, o qemu.Options, publish ...int) *Direct {
+	t.Helper()
+	return l.direct(t, userData, o, publish, nil)
 }
 
 func (l *Lab) direct(t *testing.T, userData string, o qemu.Options, publish []int, at func(*Direct, string)) *Direct {
@@ -74,7 +75,7 @@ func (l *Lab) direct(t *testing.T, userData string, o qemu.Options, publish []in
 	for {
 		switch e := d.Await(t, "phase", "verdict"); {
 		case e.T == "verdict" && e.Verdict != "ready":
-			t.Fatalf("verdict %s: %s\n%s", e.Verdict, e.Message, tail(d.console(t)))
+			t.Fatalf("verdict %s: %s\n%s", e.Verdict, e.Message, tail(d.Console(t)))
 		case e.T == "verdict":
 			return d
 		case at != nil:
@@ -134,7 +135,7 @@ func (d *Direct) Await(t *testing.T, kinds ...string) Event {
 		select {
 		case raw, open := <-d.vm.Events():
 			if !open {
-				t.Fatalf("the guest went off before its %s\n%s", kinds, tail(d.console(t)))
+				t.Fatalf("the guest went off before its %s\n%s", kinds, tail(d.Console(t)))
 			}
 			d.raw.Write(append(raw, '\n'))
 			var e Event
@@ -145,7 +146,7 @@ func (d *Direct) Await(t *testing.T, kinds ...string) Event {
 				return e
 			}
 		case <-limit:
-			t.Fatalf("no %s within %s\n%s", kinds, defaultLimit, tail(d.console(t)))
+			t.Fatalf("no %s within %s\n%s", kinds, defaultLimit, tail(d.Console(t)))
 		}
 	}
 }
@@ -168,13 +169,29 @@ func (d *Direct) ask(t *testing.T, command map[string]any) Event {
 	}
 }
 
+// Read is the content of one of the guest's files, or where a link of its
+// /proc leads.
+func (d *Direct) Read(t *testing.T, path string) string {
+	t.Helper()
+	return d.Command(t, "read", path).Text
+}
+
+// Type types on the guest's console as its host, then sends a break.
+func (d *Direct) Type(t *testing.T, keys string) {
+	t.Helper()
+	must(t, d.vm.Type(t.Context(), []byte(keys)))
+}
+
+// Events is what the guest has said so far, a JSON object a line.
+func (d *Direct) Events() string { return d.raw.String() }
+
 // Stop asks the guest to stop, expects that it does so in order, and that
 // neither console nor events show what no host may see.
 func (d *Direct) Stop(t *testing.T) {
 	t.Helper()
 	must(t, d.vm.Powerdown(t.Context()))
 	if e := d.Await(t, "off"); !e.Ordered {
-		t.Errorf("the guest did not stop in order\n%s", tail(d.console(t)))
+		t.Errorf("the guest did not stop in order\n%s", tail(d.Console(t)))
 	}
 	d.off(t, 30*time.Second)
 }
@@ -187,7 +204,7 @@ func (d *Direct) off(t *testing.T, limit time.Duration) {
 	case <-time.After(limit):
 		t.Errorf("the guest is not off after %s", limit)
 	}
-	console := d.console(t)
+	console := d.Console(t)
 	if found := errorCode.FindString(console); found != "" {
 		t.Errorf("%s on the console of a guest that is ready\n%s", found, console)
 	}
@@ -195,7 +212,7 @@ func (d *Direct) off(t *testing.T, limit time.Duration) {
 	d.lab.Clean(t, "event port", d.raw.String())
 }
 
-func (d *Direct) console(t *testing.T) string {
+func (d *Direct) Console(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(d.vm.Console())
 	must(t, err)

@@ -26,7 +26,7 @@ func (l *Lab) Release(t *testing.T, image, userData string, publish ...int) *Rel
 func (d *Direct) awaitConsole(t *testing.T, text string) {
 	t.Helper()
 	for end := time.Now().Add(defaultLimit); ; time.Sleep(100 * time.Millisecond) {
-		console := d.console(t)
+		console := d.Console(t)
 		if strings.Contains(console, text) {
 			return
 		}
@@ -50,7 +50,7 @@ func (r *Release) Stop(t *testing.T) (console string) {
 	for e := range r.vm.Events() {
 		t.Errorf("a release image said %s on the event port", e)
 	}
-	console = r.console(t)
+	console = r.Console(t)
 	if !strings.Contains(console, "\n# stopped") {
 		t.Errorf("the guest did not stop in order\n%s", tail(console))
 	}
@@ -65,7 +65,7 @@ func (l *Lab) Paused(t *testing.T, image, text string, pause time.Duration) stri
 	d.awaitConsole(t, text)
 	d.Pause(t, pause)
 	d.off(t, defaultLimit)
-	return d.console(t)
+	return d.Console(t)
 }
 
 // Pause stops the guest's processors for a while.
