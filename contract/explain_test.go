@@ -255,3 +255,25 @@ func TestExplainSignature(t *testing.T) {
 		t.Errorf("without a key: %+v", x.Signature)
 	}
 }
+
+// Property: no panic; JSON comes out; every finding has a place inside the
+// file.
+func FuzzExplain(f *testing.F) {
+	for _, kind := range []string{"compose", "play"} {
+		starter, _ := Starter(kind)
+		f.Add(string(starter))
+		f.Add(fillStarter(f, string(starter)))
+	}
+	f.Add(string(readFile(f, vectors, "contracts", "workload-play-archive.yaml")))
+	f.Add("workload: {type: workload, play: {resources: [{kind: Pod, spec: {containers: [a, {image: b, ports: x}]}}]}}\nenv: |2\n    type: env\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		x := explain(t, text)
+		asJSON(t, x)
+		lines := strings.Count(text, "\n") + 1
+		for _, finding := range x.Warnings {
+			if finding.File.Line < 1 || finding.File.Line > lines || finding.File.Column < 1 {
+				t.Fatalf("%+v of %d lines", finding, lines)
+			}
+		}
+	})
+}

@@ -56,6 +56,11 @@ func (e *yamlError) Unwrap() error { return e.err }
 
 // parseYAML reads one document. An empty one yields nil without an error.
 func parseYAML(doc string, data []byte) (*node, *yamlError) {
+	return parseWith(doc, data, new(runs))
+}
+
+// parseWith keeps the document's long runs in cut; nil leaves them in.
+func parseWith(doc string, data []byte, cut *runs) (*node, *yamlError) {
 	if len(data) > maxDocument {
 		return nil, &yamlError{msg: "the document is larger than 16 MiB: put large data into an image or a volume"}
 	}
@@ -65,8 +70,7 @@ func parseYAML(doc string, data []byte) (*node, *yamlError) {
 	if bytes.IndexByte(data, 0) >= 0 {
 		return nil, &yamlError{msg: "the document holds a NUL byte: give the plain YAML text", syntax: true}
 	}
-	var cut runs
-	data = cutRuns(&cut, data)
+	data = cutRuns(cut, data)
 	marks := 0
 	for _, c := range data {
 		switch c {
@@ -110,7 +114,7 @@ func parseYAML(doc string, data []byte) (*node, *yamlError) {
 	if root.Kind == 0 || len(root.Content) == 0 {
 		return nil, nil
 	}
-	b := builder{doc: doc, cut: &cut}
+	b := builder{doc: doc, cut: cut}
 	n, yerr := b.build(&root, 0)
 	if yerr != nil {
 		return nil, yerr

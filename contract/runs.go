@@ -18,7 +18,7 @@ const (
 	runEdge = 1 << 10
 )
 
-// runs are what was cut out. The zero value has none.
+// runs are what was cut out. The zero value has none yet; a nil one never has.
 type runs struct {
 	mark  string // random: no document can name it
 	whole []string
@@ -27,6 +27,9 @@ type runs struct {
 // cutRuns returns the text with a short name in the place of the middle of each
 // long run; without any it is the text itself.
 func cutRuns[T string | []byte](r *runs, text T) T {
+	if r == nil {
+		return text
+	}
 	var out []byte
 	done := 0 // copied so far
 	for i := 0; i < len(text); {
@@ -71,7 +74,7 @@ var inRun = func() (in [256]bool) {
 // next takes a text apart at its first name. The edges of a run belong to what
 // is around it: an escape may have eaten into them.
 func (r *runs) next(text string) (before, run, behind string, found bool) {
-	if r.mark == "" || len(text) < len(r.mark) {
+	if r == nil || r.mark == "" || len(text) < len(r.mark) {
 		return text, "", "", false
 	}
 	before, behind, found = strings.Cut(text, r.mark)

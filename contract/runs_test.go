@@ -3,8 +3,7 @@ package contract
 import (
 	"strings"
 	"testing"
-
-	"go.yaml.in/yaml/v4"
+	"unicode/utf8"
 )
 
 // Whatever stands around a long run, the text that comes out is the one that
@@ -39,23 +38,7 @@ func TestLongRuns(t *testing.T) {
 			if name != "just short of long" && (len(cut.whole) == 0 || len(small) > 20<<10) {
 				t.Errorf("not cut: %d bytes", len(small))
 			}
-			var want yaml.Node
-			wantErr := yaml.Unmarshal([]byte(text), &want)
-			got, gotErr := parseYAML("x", []byte(text))
-			if (wantErr == nil) != (gotErr == nil) {
-				t.Fatalf("the library says %v, with runs cut %v", wantErr, gotErr)
-			}
-			if wantErr != nil {
-				return
-			}
-			b := builder{doc: "x", cut: &runs{}}
-			n, yerr := b.build(&want, 0)
-			if yerr != nil {
-				t.Fatal(yerr)
-			}
-			if !got.same(n) {
-				t.Error("another text")
-			}
+			n := compareRuns(t, text)
 			if n == nil || n.kind != mapNode {
 				return
 			}
@@ -77,4 +60,37 @@ func TestLongRunsHaveABudget(t *testing.T) {
 	if _, err := parseYAML("x", []byte(text)); err == nil || err.syntax {
 		t.Errorf("60 MiB of scalars: %v", err)
 	}
+}
+
+// compareRuns parses a document with its runs cut out and as it is. It returns
+// the tree, nil if both say that there is none.
+func compareRuns(t *testing.T, text string) *node {
+	t.Helper()
+	got, gotErr := parseYAML("x", []byte(text))
+	n, err := parseWith("x", []byte(text), nil)
+	if (gotErr == nil) != (err == nil) || err != nil && (err.syntax != gotErr.syntax || err.msg != gotErr.msg) {
+		t.Fatalf("the library alone: %v, with runs cut: %v", err, gotErr)
+	}
+	if !got.same(n) {
+		t.Fatal("another text")
+	}
+	return n
+}
+
+// Property: a long run of base64, wherever it is put into a document, changes
+// neither the verdict nor the text.
+func FuzzLongRuns(f *testing.F) {
+	for _, text := range []string{"a: b\n", "a: \"x\\x41\\\n  y\"\n", "a: |\n  x\n  y\n", "? a\n: !t &b 'x''y'\n", "- [a, {b: c}] # d\n--- x\n", "%TAG ! a\n---\na: *b\n"} {
+		f.Add(text, 3, "A")
+	}
+	f.Fuzz(func(t *testing.T, text string, at int, c string) {
+		if at < 0 || at > len(text) || len(text) > 4096 || len(c) != 1 || !inRun[c[0]] {
+			return
+		}
+		doc := text[:at] + strings.Repeat(c+"QUJD", longRun/5+10) + text[at:]
+		if !utf8.ValidString(doc) || strings.ContainsRune(doc, 0) {
+			return
+		}
+		compareRuns(t, doc)
+	})
 }
