@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,18 +18,27 @@ import (
 func TestCertificateWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		end := time.Now().Add(40 * 24 * time.Hour)
-		var said []event.Event
+		var (
+			mu   sync.Mutex
+			said []event.Event
+		)
 		ctx, cancel := context.WithCancel(t.Context())
 		for _, c := range []certificate{
 			{"signing", contract.SignerSchedule(end), "HPL12005I", "HPL12006W", "HPL12007W"},
 			{"encryption", contract.ImageSchedule(end), "", "HPL12011W", "HPL12011W"},
 		} {
-			go c.watch(ctx, time.Now, func(e event.Event) { said = append(said, e) })
+			go c.watch(ctx, time.Now, func(e event.Event) {
+				mu.Lock()
+				defer mu.Unlock()
+				said = append(said, e)
+			})
 		}
 		synctest.Wait()
+		mu.Lock()
 		if len(said) != 1 || said[0].Severity != event.Info || !strings.HasPrefix(said[0].Text, "HPL12005I: The contract is valid.") {
 			t.Errorf("at the start: %v", said)
 		}
+		mu.Unlock()
 		time.Sleep(40*24*time.Hour + 150*time.Minute)
 		synctest.Wait()
 		count := map[string]int{}
