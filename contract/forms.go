@@ -11,9 +11,9 @@ import (
 )
 
 // forms writes user-data.decrypted as HPCR does (a sorted map of strings,
-// literal blocks, 4 blanks), its masked variant, and workload-data.decrypted
-// (both sections as real mappings). Seeds are masked in the latter from the
-// start: nothing that reads it needs them.
+// literal blocks, 4 blanks) and workload-data.decrypted (both sections as real
+// mappings). Seeds are masked from the start: nothing that reads them needs
+// those.
 //
 // Nothing but a container reads them: where none mounts them, they are not made.
 func (r *run) forms() {
@@ -46,12 +46,7 @@ func (r *run) writeForms() error {
 	if err != nil {
 		return err
 	}
-	clearData, err := r.userData((*section).plainText)
-	if err != nil {
-		return err
-	}
-	r.plan.UserDataDecrypted, r.plan.UserDataMasked = secret.New(clearData), secret.New(maskedData)
-	r.plan.WorkloadDataDecrypted = secret.New(both)
+	r.plan.UserDataMasked, r.plan.WorkloadDataDecrypted = secret.New(maskedData), secret.New(both)
 	return nil
 }
 

@@ -26,8 +26,7 @@ type Plan struct {
 	Digests         []Digest // lines of the attestation record, in its order
 
 	AttestationPublicKey  []byte         // PEM "PUBLIC KEY", nil = record in clear
-	UserDataDecrypted     *secret.Secret // §1.1, as HPCR writes it; not sent to the agent
-	UserDataMasked        *secret.Secret // the same with every seed as 15 asterisks; sent if a container mounts it
+	UserDataMasked        *secret.Secret // user-data.decrypted (§1.1), every seed 15 asterisks; sent if a container mounts it
 	WorkloadDataDecrypted *secret.Secret // env and workload as real mappings, seeds masked; sent if a container mounts it
 
 	MetaData   []byte // as delivered

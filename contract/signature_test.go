@@ -198,8 +198,12 @@ func TestNestedTokens(t *testing.T) {
 	if b := p.Env[1]; !strings.HasPrefix(string(b.Value.Bytes()), PrefixCCRT) {
 		t.Errorf("B = %q", b.Value.Bytes())
 	}
-	if text := string(p.UserDataDecrypted.Bytes()); !strings.Contains(text, PrefixHPCR) {
-		t.Error("user-data.decrypted replaces only the top level's tokens")
+	opened, err := Open(userData(t, s), []*secret.Secret{keyFile(t, "encrypt.key")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := string(opened.UserData.Bytes()); !strings.Contains(text, PrefixHPCR) || !strings.Contains(text, "envseed-ABCDEFGHIJKLMNOP") {
+		t.Error("contract open replaces only the top level's tokens, and masks nothing")
 	}
 }
 

@@ -44,7 +44,6 @@ func (p *Plan) wipe() {
 	if p.Syslog != nil {
 		p.Syslog.Key.Wipe()
 	}
-	p.UserDataDecrypted.Wipe()
 	p.UserDataMasked.Wipe()
 	p.WorkloadDataDecrypted.Wipe()
 	if p.Play != nil {
