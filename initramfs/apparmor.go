@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // The containers' AppArmor profile, and what of AppArmor the guest's kernel
@@ -19,6 +20,16 @@ var (
 
 // profileFile is where the agent finds the compiled profile.
 const profileFile = "etc/hpcr/container.apparmor"
+
+// apparmorVersion is the parser's: another one may make other tables.
+func apparmorVersion(ctx context.Context) (string, error) {
+	if err := Have("apparmor_parser"); err != nil {
+		return "", err
+	}
+	out, err := output(ctx, "", nil, tool("apparmor_parser"), "--version")
+	first, _, _ := strings.Cut(string(out), "\n")
+	return first, err
+}
 
 // compileProfile makes what the kernel loads: a table that does not depend on
 // byte order.

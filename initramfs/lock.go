@@ -33,6 +33,7 @@ var Architectures = []string{"amd64", "s390x"}
 type Lock struct {
 	Go            string              `json:"go"`
 	GoModules     []GoModule          `json:"goModules"`
+	AppArmor      string              `json:"apparmorParser"`
 	Architectures map[string]ArchLock `json:"architectures"`
 	Loader        []Package           `json:"loader"` // of Secure Execution images
 }
@@ -59,7 +60,7 @@ func ReadLock(root string) (*Lock, error) {
 }
 
 func (l *Lock) add(arch string, t Toolchain, pkgs []Package) {
-	l.Go, l.GoModules = t.Go, t.GoModules
+	l.Go, l.GoModules, l.AppArmor = t.Go, t.GoModules, t.AppArmor
 	if l.Architectures == nil {
 		l.Architectures = map[string]ArchLock{}
 	}
@@ -81,6 +82,7 @@ func (l *Lock) Changes(now *Lock) []string {
 		}
 	}
 	compare("go", l.Go, now.Go)
+	compare("apparmor parser", l.AppArmor, now.AppArmor)
 	each(l.GoModules, now.GoModules, func(m GoModule) string { return m.Path }, func(m GoModule) string { return m.Version + " " + m.Sum }, compare)
 	for _, arch := range Architectures {
 		new, ok := now.Architectures[arch]

@@ -235,7 +235,7 @@ func TestALockedBuildTakesNoOtherTools(t *testing.T) {
 	ctx := context.Background()
 	root := t.TempDir()
 	src := &Source{Root: root}
-	tools := Toolchain{Go: "go1.26.8", GoModules: []GoModule{{runcModule, "v1.5.2", "h1:x"}}, Compiler: Compiler{"gcc 12", "c"}}
+	tools := Toolchain{Go: "go1.26.8", GoModules: []GoModule{{runcModule, "v1.5.2", "h1:x"}}, Compiler: Compiler{"gcc 12", "c"}, AppArmor: "3.0.8"}
 	d := &Debian{arch: "amd64", dir: t.TempDir(), log: io.Discard, sources: func(context.Context, string) (string, error) {
 		t.Error("the archive was asked")
 		return "", errors.New("no archive")
@@ -252,7 +252,7 @@ func TestALockedBuildTakesNoOtherTools(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(`{"go":"go1.26.8","goModules":[{"path":"` + runcModule + `","version":"v1.5.2","sum":"h1:x"}],
+	write(`{"go":"go1.26.8","goModules":[{"path":"` + runcModule + `","version":"v1.5.2","sum":"h1:x"}],"apparmorParser":"3.0.8",
 		"architectures":{"amd64":{"compiler":{"version":"gcc 12","links":"c"},"packages":[]}}}`)
 	if _, err := fetchImage(ctx, o, src, d, nil, tools); err != nil {
 		t.Errorf("what the lock names: %v", err)
@@ -265,6 +265,7 @@ func TestALockedBuildTakesNoOtherTools(t *testing.T) {
 		"another runc":                     {func(t *Toolchain) { t.GoModules = []GoModule{{runcModule, "v1.5.3", "h1:x"}} }, "v1.5.3"},
 		"the same runc with other content": {func(t *Toolchain) { t.GoModules = []GoModule{{runcModule, "v1.5.2", "h1:y"}} }, "h1:y"},
 		"another C compiler":               {func(t *Toolchain) { t.Compiler.Version = "clang 19" }, "clang 19"},
+		"another AppArmor parser":          {func(t *Toolchain) { t.AppArmor = "4.1" }, "3.0.8 → 4.1"},
 		"another C library":                {func(t *Toolchain) { t.Compiler.Links = "d" }, "links d"},
 	} {
 		t.Run(name, func(t *testing.T) {

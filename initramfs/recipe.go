@@ -40,6 +40,7 @@ type Toolchain struct {
 	Go        string     `json:"go"`
 	GoModules []GoModule `json:"goModules"`
 	Compiler  Compiler   `json:"compiler"`
+	AppArmor  string     `json:"apparmorParser"` // version of what compiles the containers' profile
 }
 
 // GoModule is a Go module; Sum is go.sum's hash of its content.
@@ -91,6 +92,9 @@ func (s *Source) toolchain(ctx context.Context, arch string) (Toolchain, error) 
 			return t, err
 		}
 		t.GoModules = append(t.GoModules, m)
+	}
+	if t.AppArmor, err = apparmorVersion(ctx); err != nil {
+		return t, err
 	}
 	t.Compiler, err = compiler(ctx, compilerName(arch))
 	return t, err
