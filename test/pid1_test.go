@@ -42,7 +42,7 @@ var pid1Scenarios = []scenario.Scenario{
 	{
 		Name:     "rarer ends of the agent and of PID 1 are told apart too",
 		Attacker: fault,
-		Claim:    "A stopped agent is a hung one; an agent that leaves without a verdict has failed; a PID 1 that reboots ends the machine, once; so does its last resort, a crash.",
+		Claim:    "A stopped agent is a hung one; an agent that leaves without a verdict has failed; a PID 1 that reboots ends the machine, once; so does its last resort, its own end with the kernel watching for stuck tasks.",
 		Tier:     scenario.Full,
 		Archs:    scenario.Both,
 		Cost:     22 * time.Second,
@@ -112,7 +112,7 @@ var waysToEnd = map[string]ending{
 	},
 	"PID 1 dies": {edit: scenario.Outer("panic"), say: "Attempted to kill init!", from: event, to: "Kernel panic - not syncing"},
 	"PID 1 cannot power off": {
-		edit: scenario.Outer("crash"), say: "Kernel panic - not syncing: sysrq triggered crash", from: event, to: "Kernel panic - not syncing",
+		edit: scenario.Outer("stuck"), say: "Attempted to kill init!", from: event + " 1", to: "Kernel panic - not syncing",
 	},
 	"PID 1 reboots": {edit: scenario.Outer("reboot"), say: event},
 }

@@ -54,25 +54,35 @@ func exists(path string) bool {
 // off flushes what it can and powers off.
 func off() {
 	flush(SyncPath, syncLimit)
-	powerOff(func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }, Crash, powerOffLimit)
+	powerOff(func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }, Arm, powerOffLimit)
 	os.Exit(1) // which panics the kernel
 }
 
-// powerOff crashes a machine that does not go off by itself.
-func powerOff(reboot, crash func() error, limit time.Duration) {
+// powerOff returns only if the machine does not go off: then arm, for an end
+// that is a panic.
+func powerOff(reboot, arm func() error, limit time.Duration) {
 	within(limit, func() {
 		if err := reboot(); err != nil {
 			say("# power-off failed: " + err.Error())
 		}
 	})
-	if err := crash(); err != nil {
-		say("# crash failed: " + err.Error())
+	if err := arm(); err != nil {
+		say("# the kernel does not look for hung tasks: " + err.Error())
 	}
 }
 
-// Crash panics the kernel, which ends the machine where a power-off does not.
-// kernel.sysrq is for keys and does not hold for this file.
-func Crash() error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }
+// Arm lets the kernel panic over a task that is stuck in it. The end of PID 1
+// is a panic only once all of its threads have ended, and the one that a
+// power-off is stuck in never does. (SysRq, the shorter way, is not in the
+// image's kernel command line.)
+func Arm() error {
+	for _, s := range [][2]string{{"panic", "1"}, {"timeout_secs", "5"}} {
+		if err := os.WriteFile("/proc/sys/kernel/hung_task_"+s[0], []byte(s[1]), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // flush runs the sync applet in a child, since a block device may hang for
 // ever, and with it whoever waits for it.

@@ -130,8 +130,8 @@ func TestSyncIsBounded(t *testing.T) {
 	}
 }
 
-// A machine that does not go off is crashed.
-func TestPowerOffThatFailsIsACrash(t *testing.T) {
+// Whatever becomes of a power-off that returns, a panic is prepared.
+func TestPowerOffThatFailsPreparesAPanic(t *testing.T) {
 	hang := make(chan struct{})
 	defer close(hang)
 	for name, tc := range map[string]struct {
@@ -143,12 +143,12 @@ func TestPowerOffThatFailsIsACrash(t *testing.T) {
 		"it fails":   {func() error { return unix.EPERM }, "# power-off failed: operation not permitted\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			crashed := false
+			armed := false
 			got := said(t, func() {
-				powerOff(tc.reboot, func() error { crashed = true; return nil }, 50*time.Millisecond)
+				powerOff(tc.reboot, func() error { armed = true; return nil }, 50*time.Millisecond)
 			})
-			if !crashed || got != tc.say {
-				t.Errorf("crashed: %v, saying %q, want %q", crashed, got, tc.say)
+			if !armed || got != tc.say {
+				t.Errorf("armed: %v, saying %q, want %q", armed, got, tc.say)
 			}
 		})
 	}

@@ -315,7 +315,7 @@ func (f *follower) fromConsole() {
 	r, text := f.result, strings.ReplaceAll(f.console.String(), "\r", "")
 	switch {
 	case failureLine.MatchString(text):
-		r.Verdict, r.Message = "failed", failureLine.FindString(text)
+		r.Verdict, r.Message, r.Codes = "failed", failureLine.FindString(text), nil
 		for _, c := range failureCode.FindAllString(text, 16) {
 			if !slices.Contains(r.Codes, c) {
 				r.Codes = append(r.Codes, c)
@@ -333,6 +333,14 @@ func (f *follower) fromConsole() {
 				r.Phases = append(r.Phases, phase{Name: m[1], Ms: int64(1000 * s), OK: m[2] == "done"})
 			}
 		}
+	}
+}
+
+// reread takes the verdict from the whole console: the first look at a failure
+// may have come in the middle of its lines.
+func (f *follower) reread() {
+	if r := f.result; r.Verdict == "" || r.Verdict == "failed" && !f.sawHello {
+		f.fromConsole()
 	}
 }
 
@@ -369,9 +377,7 @@ func (f *follower) conclude() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := f.result
-	if r.Verdict == "" {
-		f.fromConsole()
-	}
+	f.reread()
 	r.end(f.vm.End(), f.console.String())
 	if !f.sawHello && stoppedLine.MatchString(f.console.String()) {
 		r.StoppedInOrder = true

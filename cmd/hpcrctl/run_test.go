@@ -43,3 +43,23 @@ func TestRunTellsHowAGuestEnded(t *testing.T) {
 		})
 	}
 }
+
+// A console arrives in pieces; what is reported is the whole.
+func TestRunReadsAFailureWhole(t *testing.T) {
+	f := &follower{result: &runResult{}, verdict: make(chan struct{})}
+	for _, piece := range []string{"# HPL11000E: Inter", "nal error. -> x\n# HPL10", "000E: One or more services failed\n"} {
+		if _, err := f.Write([]byte(piece)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-f.verdict:
+	default:
+		t.Error("the first piece is a verdict already")
+	}
+	f.reread()
+	want := &runResult{Verdict: "failed", Message: "HPL11000E: Internal error. -> x", Codes: []string{"HPL11000E", "HPL10000E"}}
+	if d := cmp.Diff(want, f.result); d != "" {
+		t.Errorf("result (-want +got):\n%s", d)
+	}
+}

@@ -84,9 +84,16 @@ func outer() error {
 	case "reboot":
 		mark("event")
 		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-	case "crash":
-		mark("event")
-		return pid1.Crash()
+	case "stuck": // what init does when the machine does not go off
+		if err := pid1.Arm(); err != nil {
+			return err
+		}
+		panics, err := os.ReadFile("/proc/sys/kernel/hung_task_panic")
+		if err != nil {
+			return err
+		}
+		mark("event " + string(panics))
+		os.Exit(1)
 	}
 	if err := unix.Mount("tmpfs", "/sys/firmware", "tmpfs", 0, ""); err != nil {
 		return fmt.Errorf("cover /sys/firmware: %w", err)
