@@ -23,7 +23,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL11001E alone, as from HPCR's bootloader, and an orderly power-off.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     14 * time.Second,
+		Cost:     11 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			lab.Boot(t, scenario.Boot{}).Failed(t, "HPL11001E")
 		},
@@ -34,7 +34,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL11001E alone: no other device is taken for the contract.",
 		Tier:     scenario.Full,
 		Archs:    []string{scenario.AMD64},
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			lab.Boot(t, scenario.Boot{Cidata: sparse(t, lab, "blank.iso", 1<<20)}).Failed(t, "HPL11001E")
 		},
@@ -45,7 +45,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL11001E alone, and an orderly power-off.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			lab.Boot(t, scenario.Boot{UserData: lab.File(t, "user-data", nil)}).Failed(t, "HPL11001E")
 		},
@@ -56,7 +56,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL11001E alone: nothing of the contract is used when its token does not open.",
 		Tier:     scenario.Core,
 		Archs:    scenario.Both,
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			lab.Boot(t, scenario.Boot{UserData: lab.EncryptFor(t, lab.Small(t), lab.Other)}).Failed(t, "HPL11001E")
 		},
@@ -67,7 +67,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL12001E before any value of the swapped section is used: no log host and no registry hears of this guest.",
 		Tier:     scenario.Core,
 		Archs:    scenario.Both,
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run:      swappedEnv,
 	},
 	{
@@ -76,7 +76,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL12001E at the provider's condition (x-hpcr.require.signingKeys), before any value of that env is used.",
 		Tier:     scenario.Full,
 		Archs:    scenario.Both,
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run:      strangersEnv,
 	},
 	{
@@ -85,7 +85,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL11001E: padding, UTF-8 or YAML breaks, and one error stands for all of them.",
 		Tier:     scenario.Full,
 		Archs:    []string{scenario.AMD64},
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			sections := sections(t, lab.Encrypt(t, lab.Small(t)))
 			env := sections["env"]
@@ -105,7 +105,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL05001E with the path in the contract.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			c := lab.Small(t)
 			c.Workload.Compose = nil
@@ -122,7 +122,7 @@ var contractScenarios = []scenario.Scenario{
 		Claim:    "HPL06010E, and the registry is never asked.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			c := lab.Small(t)
 			const repo = scenario.Canary + "repo/never-asked"

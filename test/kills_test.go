@@ -40,7 +40,7 @@ var killScenarios = slices.Concat(
 				"the orderly stop, which goes through the new one, reaches the container. Nothing of it shows on console or event port.",
 			Tier:  scenario.Core,
 			Archs: []string{scenario.AMD64},
-			Cost:  40 * time.Second,
+			Cost:  20 * time.Second,
 			Run:   func(t *testing.T, lab *scenario.Lab) { survives(t, lab, "containerd") },
 		},
 		kill("pull", "containerd:STOP", scenario.Full, recovers, recovered),
@@ -73,7 +73,7 @@ func recovered(t *testing.T, r *scenario.Result) {
 
 // kill is a scenario that kills a child when a phase begins.
 func kill(phase, child string, tier scenario.Tier, claim string, judge func(*testing.T, *scenario.Result)) scenario.Scenario {
-	cost := 20 * time.Second
+	cost := 12 * time.Second
 	switch {
 	case child == "containerd:STOP":
 		cost = 90 * time.Second // the agent's patience is most of it

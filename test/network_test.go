@@ -27,7 +27,7 @@ var networkScenarios = []scenario.Scenario{
 			"the console says which interface was configured, in HPCR's words.",
 		Tier:  scenario.Core,
 		Archs: scenario.Both,
-		Cost:  35 * time.Second,
+		Cost:  18 * time.Second,
 		Run:   staticNetwork,
 	},
 	{
@@ -36,7 +36,7 @@ var networkScenarios = []scenario.Scenario{
 		Claim:    "The guest does not fall back to DHCP: it fails with a code and powers off.",
 		Tier:     scenario.Full,
 		Archs:    []string{scenario.AMD64},
-		Cost:     14 * time.Second,
+		Cost:     8 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			r := lab.Boot(t, scenario.Boot{
 				UserData:      lab.Encrypt(t, lab.Small(t)),

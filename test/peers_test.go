@@ -59,7 +59,7 @@ func broken(name string, tier scenario.Tier, code, attacker string, change func(
 		Claim:    code + " with what to change, and an orderly power-off; no container runs.",
 		Tier:     tier,
 		Archs:    []string{scenario.AMD64},
-		Cost:     15 * time.Second,
+		Cost:     10 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			c := lab.Small(t)
 			change(t, lab, &c)

@@ -18,7 +18,7 @@ var policyScenarios = []scenario.Scenario{{
 		"cidata is read. (That such a contract starts on the lab's own image is another scenario's claim.)",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
-	Cost:  20 * time.Second,
+	Cost:  14 * time.Second,
 	Run:   policyBinds,
 }}
 

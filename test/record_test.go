@@ -28,7 +28,7 @@ var recordScenarios = []scenario.Scenario{{
 		"its one signing key pass, and the owner reads that the signing certificate ends in 20 days.",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
-	Cost:  35 * time.Second,
+	Cost:  32 * time.Second,
 	Run:   record,
 }}
 

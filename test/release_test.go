@@ -26,7 +26,7 @@ var releaseScenarios = []scenario.Scenario{{
 		"vsock say release; a pause of 6 s is survived; durations are whole seconds, the stop is in order. Nothing of dev answers: no event, no TCP health.",
 	Tier:  scenario.Core,
 	Archs: scenario.Both,
-	Cost:  36 * time.Second,
+	Cost:  45 * time.Second,
 	Run:   release,
 }}
 

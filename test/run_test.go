@@ -22,7 +22,7 @@ var runScenarios = []scenario.Scenario{{
 		"a ready guest's --exec ends with the command's own status, after an orderly stop.",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
-	Cost:  45 * time.Second,
+	Cost:  28 * time.Second,
 	Run:   runStatus,
 }}
 

@@ -34,7 +34,7 @@ var secretScenarios = []scenario.Scenario{{
 		"nothing is found on the disk.",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
-	Cost:  30 * time.Second,
+	Cost:  20 * time.Second,
 	Run:   secrets,
 }}
 

@@ -26,7 +26,7 @@ var startScenarios = []scenario.Scenario{
 			"stock cryptsetup opens the partition with the owner's passphrase, and a plain Debian mounts it and reads the file.",
 		Tier:  scenario.Core,
 		Archs: scenario.Both,
-		Cost:  90 * time.Second,
+		Cost:  60 * time.Second,
 		Run:   wholeLife,
 	},
 	{
@@ -35,7 +35,7 @@ var startScenarios = []scenario.Scenario{
 		Claim:    "A second service, started after the first, resolves its name and gets its page; what it got arrives at the log host.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     40 * time.Second,
+		Cost:     20 * time.Second,
 		Run:      severalServices,
 	},
 	{
@@ -44,7 +44,7 @@ var startScenarios = []scenario.Scenario{
 		Claim:    "A dev image's policy asks for neither encryption nor logging: the guest starts, says that no token was decrypted, and stays clean.",
 		Tier:     scenario.Core,
 		Archs:    []string{scenario.AMD64},
-		Cost:     30 * time.Second,
+		Cost:     24 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			r := lab.Boot(t, scenario.Boot{UserData: lab.Plain(t, lab.Small(t))})
 			r.Ready(t)

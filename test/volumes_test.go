@@ -72,7 +72,7 @@ func foreign(name string, tier scenario.Tier, code string, prepare func(*testing
 		Claim:    code + " and not one changed byte: only a blank disk is ever formatted.",
 		Tier:     tier,
 		Archs:    []string{scenario.AMD64},
-		Cost:     15 * time.Second,
+		Cost:     10 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			disk := sparse(t, lab, "foreign.img", diskSize)
 			prepare(t, lab, disk)
