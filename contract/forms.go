@@ -1,14 +1,28 @@
 package contract
 
 import (
+	"io"
 	"slices"
 	"strings"
 	"unicode"
 
 	"go.yaml.in/yaml/v4"
-
-	"hpcr/agent/secret"
 )
+
+// forms are user-data.decrypted and workload-data.decrypted, without their
+// long runs: those stay shared with the values that they are made of.
+type forms struct {
+	cut                          runs
+	userData, workloadData       []byte
+	userDataLen, workloadDataLen int // with the runs
+}
+
+func (f *forms) wipe() {
+	if f != nil {
+		clear(f.userData)
+		clear(f.workloadData)
+	}
+}
 
 // forms writes user-data.decrypted as HPCR does (a sorted map of strings,
 // literal blocks, 4 blanks) and workload-data.decrypted (both sections as real
@@ -26,38 +40,45 @@ func (r *run) forms() {
 }
 
 func (r *run) writeForms() error {
-	var both []byte
+	f := &forms{}
 	masked := map[string]string{}
 	for _, s := range []*section{&r.env, &r.workload} {
-		text, err := dumpString(mask(s.body.n))
+		text, err := dumpCut(mask(s.body.n), &f.cut)
 		if err != nil {
 			return err
 		}
-		both = append(both, s.name+":\n"...)
-		both = appendIndented(both, text)
-		if !hasSeeds(s.body.n) {
-			if text, err = s.plainText(); err != nil {
+		f.workloadData = append(f.workloadData, s.name+":\n"...)
+		f.workloadData = appendIndented(f.workloadData, text)
+		// What was opened inside a section stands opened in both files.
+		if !hasSeeds(s.body.n) && s.opened == 0 {
+			if text, err = s.plainText(&f.cut); err != nil {
 				return err
 			}
 		}
 		masked[s.name] = text
 	}
-	maskedData, err := r.userData(func(s *section) (string, error) { return masked[s.name], nil })
+	var err error
+	f.userData, err = r.userData(&f.cut, func(s *section, _ *runs) (string, error) { return masked[s.name], nil })
 	if err != nil {
 		return err
 	}
-	r.plan.UserDataMasked, r.plan.WorkloadDataDecrypted = secret.New(maskedData), secret.New(both)
-	return nil
-}
-
-func (s *section) plainText() (string, error) {
-	if s.text != nil {
-		return string(s.text.Bytes()), nil
+	if f.userDataLen, err = f.cut.write(io.Discard, f.userData); err != nil {
+		return err
 	}
-	return dumpString(s.body.n)
+	f.workloadDataLen, err = f.cut.write(io.Discard, f.workloadData)
+	r.written = f
+	return err
 }
 
-func (r *run) userData(text func(*section) (string, error)) ([]byte, error) {
+func (s *section) plainText(cut *runs) (string, error) {
+	if s.text != nil {
+		return string(cutRuns(cut, s.text.Bytes())), nil
+	}
+	return dumpCut(s.body.n, cut)
+}
+
+// userData keeps the long runs in cut.
+func (r *run) userData(cut *runs, text func(*section, *runs) (string, error)) ([]byte, error) {
 	var out []byte
 	keys := make([]string, 0, len(r.top.n.keys))
 	for _, k := range r.top.n.keys {
@@ -71,15 +92,15 @@ func (r *run) userData(text func(*section) (string, error)) ([]byte, error) {
 		)
 		switch n := r.top.n.get(key); {
 		case key == "workload":
-			v, err = text(&r.workload)
+			v, err = text(&r.workload, cut)
 		case key == "env":
-			v, err = text(&r.env)
+			v, err = text(&r.env, cut)
 		case key == "attestationPublicKey":
 			v = r.decryptedKey
 		case n.kind == scalarNode:
-			v = n.text
+			v = cutRuns(cut, n.text)
 		default:
-			v, err = dumpString(n)
+			v, err = dumpCut(n, cut)
 		}
 		if err == nil {
 			out, err = appendEntry(out, key, v)
@@ -163,12 +184,18 @@ func dump(n *node) ([]byte, error) {
 
 func dumpString(n *node) (string, error) {
 	var cut runs
-	b, err := yaml.Dump(n.yaml(&cut), yaml.WithV3Defaults(), yaml.WithLineWidth(-1))
+	s, err := dumpCut(n, &cut)
+	return cut.restore(s), err
+}
+
+// dumpCut leaves the long runs in cut.
+func dumpCut(n *node, cut *runs) (string, error) {
+	b, err := yaml.Dump(n.yaml(cut), yaml.WithV3Defaults(), yaml.WithLineWidth(-1))
 	if err != nil {
 		return "", err
 	}
 	defer clear(b)
-	return cut.restore(string(b)), nil
+	return string(b), nil
 }
 
 // seedKeys are the keys of a volume whose values are secrets of the disk.

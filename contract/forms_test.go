@@ -1,6 +1,9 @@
 package contract
 
 import (
+	"bytes"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -67,7 +70,7 @@ func TestWorkloadDataIsTheSections(t *testing.T) {
 	var got, want struct {
 		Env, Workload map[string]any
 	}
-	if err := yaml.Unmarshal(v.Plan().WorkloadDataDecrypted.Bytes(), &got); err != nil {
+	if err := yaml.Unmarshal(written(t, v).WorkloadDataDecrypted.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
 	if err := yaml.Unmarshal([]byte(s["env"]), &want.Env); err != nil {
@@ -87,5 +90,55 @@ func TestWorkloadDataIsTheSections(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// written is the plan as the agent gets it, the contract's text with it.
+func written(t testing.TB, v *Verified) *Plan {
+	t.Helper()
+	var wire bytes.Buffer
+	if err := v.Encode(&wire); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Decode(wire.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return again.Plan()
+}
+
+// What a token inside a section holds stands open in both files, whether the
+// section has seeds or not; a section without either stays byte for byte.
+func TestNestedTokensStandOpenInTheForms(t *testing.T) {
+	for _, seeds := range []bool{true, false} {
+		for _, nested := range []bool{true, false} {
+			s := baseSections(t)
+			s["env"] = strings.Replace(s["env"], "type: env\n", "type: env # a comment\n", 1)
+			if nested {
+				s["env"] = strings.Replace(s["env"], "password: abc\n", "password: "+seal(t, "of-a-token")+"\n", 1)
+			}
+			if !seeds {
+				for name, text := range s {
+					before, volumes, _ := strings.Cut(text, "\nvolumes:\n")
+					s[name] = before + regexp.MustCompile(`(?m)\A(  .*\n)+`).ReplaceAllString(volumes, "\n")
+				}
+			}
+			r := runSections(t, s, false)
+			r.keys = append(r.keys, rsaKey(t, "encrypt.key"))
+			v, err := r.verdict()
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := written(t, v)
+			masked := string(p.UserDataMasked.Bytes())
+			for name, text := range map[string]string{"user-data.decrypted": masked, "workload-data.decrypted": string(p.WorkloadDataDecrypted.Bytes())} {
+				if strings.Contains(text, PrefixHPCR) || nested != strings.Contains(text, "password: of-a-token\n") {
+					t.Errorf("seeds %t, nested %t: %s:\n%.800s", seeds, nested, name, text)
+				}
+			}
+			if asItStands := strings.Contains(masked, "# a comment"); asItStands == (seeds || nested) {
+				t.Errorf("seeds %t, nested %t: env stands as it is: %t", seeds, nested, asItStands)
+			}
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
+	"math"
 	"regexp"
 	"strings"
 	"testing"
@@ -187,9 +188,10 @@ func TestDecodeRefuses(t *testing.T) {
 	if err := v.Encode(&wire); err != nil {
 		t.Fatal(err)
 	}
+	line, texts, _ := bytes.Cut(wire.Bytes(), []byte("\n"))
 	change := func(key string, value any) []byte {
 		var m map[string]any
-		if err := json.Unmarshal(wire.Bytes(), &m); err != nil {
+		if err := json.Unmarshal(line, &m); err != nil {
 			t.Fatal(err)
 		}
 		m[key] = value
@@ -197,7 +199,7 @@ func TestDecodeRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return b
+		return append(append(b, '\n'), texts...)
 	}
 	volume := map[string]any{"name": "data", "path": "/workload/volumes/#1", "mount": "/mnt/data", "filesystem": "ext4", "mayCreate": true,
 		"passphrases": []string{base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("a"), 64))}}
@@ -217,6 +219,11 @@ func TestDecodeRefuses(t *testing.T) {
 		"no JSON":               []byte("x"),
 		"cut off":               wire.Bytes()[:wire.Len()-2],
 		"something behind":      append(bytes.Clone(wire.Bytes()), "{}"...),
+		"no text behind it":     append(bytes.Clone(line), '\n'),
+		"text that is longer":   change("userDataMasked", len(texts)+1),
+		"text below nothing":    change("userDataMasked", -1),
+		"text with a remainder": change("workloadDataDecrypted", 0),
+		"length that overflows": change("workloadDataDecrypted", math.MaxInt64),
 		"no workload":           change("compose", nil),
 		"host name with a line": change("hostname", "a\nb"),
 		"negative tokens":       change("tokensDecrypted", -1),

@@ -49,6 +49,7 @@ func (r *run) found() []Finding {
 
 func (r *run) wipeLint() {
 	r.plan.wipe()
+	r.written.wipe()
 	r.workload.text.Wipe()
 	r.env.text.Wipe()
 }

@@ -71,6 +71,7 @@ func parseWith(doc string, data []byte, cut *runs) (*node, *yamlError) {
 		return nil, &yamlError{msg: "the document holds a NUL byte: give the plain YAML text", syntax: true}
 	}
 	data = cutRuns(cut, data)
+	cut.measure(data)
 	marks := 0
 	for _, c := range data {
 		switch c {
@@ -95,7 +96,7 @@ func parseWith(doc string, data []byte, cut *runs) (*node, *yamlError) {
 		case errors.Is(err, io.EOF):
 			err = nil
 		case err == nil:
-			return nil, &yamlError{msg: "there is more than one YAML document: remove what follows the second ---", line: second.Line, col: second.Column}
+			return nil, &yamlError{msg: "there is more than one YAML document: remove what follows the second ---", line: second.Line, col: cut.column(second.Line, second.Column)}
 		}
 	}
 	if err != nil {
@@ -108,6 +109,7 @@ func parseWith(doc string, data []byte, cut *runs) (*node, *yamlError) {
 			if lines := bytes.Count(text, []byte("\n")) + 1; e.line > lines {
 				e.line, e.col = lines, len(text)-bytes.LastIndexByte(text, '\n')
 			}
+			e.col = cut.column(e.line, e.col)
 		}
 		return nil, e
 	}
@@ -131,7 +133,7 @@ type builder struct {
 }
 
 func (b *builder) refuse(y *yaml.Node, format string, args ...any) *yamlError {
-	return &yamlError{msg: fmt.Sprintf(format, args...), line: y.Line, col: y.Column}
+	return &yamlError{msg: fmt.Sprintf(format, args...), line: y.Line, col: b.cut.column(y.Line, y.Column)}
 }
 
 func (b *builder) build(y *yaml.Node, depth int) (*node, *yamlError) {
@@ -143,7 +145,7 @@ func (b *builder) build(y *yaml.Node, depth int) (*node, *yamlError) {
 	if depth > maxDepth {
 		return nil, b.refuse(y, "the document is nested deeper than %d levels: flatten it", maxDepth)
 	}
-	n := &node{doc: b.doc, line: y.Line, col: y.Column, quote: y.Style, tag: b.cut.restore(y.ShortTag())}
+	n := &node{doc: b.doc, line: y.Line, col: b.cut.column(y.Line, y.Column), quote: y.Style, tag: b.cut.restore(y.ShortTag())}
 	switch y.Kind {
 	case yaml.DocumentNode:
 		return b.build(y.Content[0], depth+1)
@@ -153,7 +155,7 @@ func (b *builder) build(y *yaml.Node, depth int) (*node, *yamlError) {
 		if err != nil {
 			return nil, err
 		}
-		v.line, v.col = y.Line, y.Column
+		v.line, v.col = y.Line, b.cut.column(y.Line, y.Column)
 		return v, nil
 	case yaml.ScalarNode:
 		n.text = b.cut.restore(y.Value)

@@ -39,18 +39,19 @@ func Open(userData []byte, keys []*secret.Secret) (*Opened, error) {
 			return nil, f.hplError()
 		}
 	}
-	text, err := r.userData((*section).plainText)
+	var cut runs
+	text, err := r.userData(&cut, (*section).plainText)
 	if err != nil {
 		return nil, fmt.Errorf("write the contract out: %w", err)
 	}
-	out := &Opened{UserData: secret.New(text), Sections: map[string]*secret.Secret{}}
+	out := &Opened{UserData: secret.FromString(cut.restore(string(text))), Sections: map[string]*secret.Secret{}}
 	for i, k := range r.top.n.keys {
 		var s string
 		switch v := r.top.n.vals[i]; {
 		case k.text == "workload":
-			s, err = r.workload.plainText()
+			s, err = r.workload.plainText(nil)
 		case k.text == "env":
-			s, err = r.env.plainText()
+			s, err = r.env.plainText(nil)
 		case k.text == "attestationPublicKey":
 			s = r.decryptedKey
 		case v.isString():

@@ -26,8 +26,8 @@ type Plan struct {
 	Digests         []Digest // lines of the attestation record, in its order
 
 	AttestationPublicKey  []byte         // PEM "PUBLIC KEY", nil = record in clear
-	UserDataMasked        *secret.Secret // user-data.decrypted (§1.1), every seed 15 asterisks; sent if a container mounts it
-	WorkloadDataDecrypted *secret.Secret // env and workload as real mappings, seeds masked; sent if a container mounts it
+	UserDataMasked        *secret.Secret // user-data.decrypted (§1.1), every seed 15 asterisks; the agent's, if a container mounts it
+	WorkloadDataDecrypted *secret.Secret // env and workload as real mappings, seeds masked; the agent's, if a container mounts it
 
 	MetaData   []byte // as delivered
 	VendorData []byte

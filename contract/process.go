@@ -52,9 +52,10 @@ func (r *run) verdict() (*Verified, error) {
 	r.env.text.Wipe()
 	if f := r.firstError(); f != nil {
 		r.plan.wipe()
+		r.written.wipe()
 		return nil, f.hplError()
 	}
-	return &Verified{plan: r.plan}, nil
+	return &Verified{plan: r.plan, forms: r.written}, nil
 }
 
 // run is one pass over one contract, for the guest and for lint alike.
@@ -73,6 +74,7 @@ type run struct {
 	env      section
 	volumes  []volumePair
 	plan     *Plan
+	written  *forms
 
 	conditions    *conditions    // workload.x-hpcr.require
 	signer        *rsa.PublicKey // whose signature was verified
@@ -89,6 +91,7 @@ type section struct {
 	rawOK     bool   // false for the mapping form, which has no raw scalar
 	encrypted bool
 	closed    bool // encrypted, and lint has no key
+	opened    int  // tokens among its values
 	text      *secret.Secret
 	parsed    *node // of a decrypted text, made when it was judged
 	yerr      *yamlError
@@ -266,7 +269,9 @@ func (r *run) parse() {
 			s.body = root(s.name, s.name, s.parsed)
 		}
 		if s.body.present() {
+			before := r.plan.TokensDecrypted
 			r.nested(s.body.n, new(int))
+			s.opened = r.plan.TokensDecrypted - before
 		}
 	}
 }

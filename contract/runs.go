@@ -1,8 +1,13 @@
 package contract
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/rand"
+	"io"
+	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Contracts carry megabytes of base64 in one scalar: a token, an archive. The
@@ -22,7 +27,13 @@ const (
 type runs struct {
 	mark  string // random: no document can name it
 	whole []string
+	known map[string]int // index in whole
+	gaps  []gap          // of the parsed document, in its order
 }
+
+// gap is where a run stood: so many columns are missing behind it on its line,
+// those of earlier gaps counted in.
+type gap struct{ line, col, missing int }
 
 // cutRuns returns the text with a short name in the place of the middle of each
 // long run; without any it is the text itself.
@@ -58,8 +69,14 @@ func cutRuns[T string | []byte](r *runs, text T) T {
 
 // name remembers a run and gives it one that is as much of a run.
 func (r *runs) name(run string) string {
-	n := len(r.whole)
-	r.whole = append(r.whole, run)
+	n, had := r.known[run]
+	if !had {
+		if r.known == nil {
+			r.known = map[string]int{}
+		}
+		n = len(r.whole)
+		r.known[run], r.whole = n, append(r.whole, run)
+	}
 	return run[:runEdge] + r.mark + string([]byte{byte('A' + n/26), byte('A' + n%26)}) + run[len(run)-runEdge:]
 }
 
@@ -81,7 +98,61 @@ func (r *runs) next(text string) (before, run, behind string, found bool) {
 	if !found {
 		return text, "", "", false
 	}
-	return before, r.whole[int(behind[0]-'A')*26+int(behind[1]-'A')], behind[2:], true
+	return before, r.named(behind[0], behind[1]), behind[2:], true
+}
+
+// measure finds the gaps of a document whose runs were cut out.
+func (r *runs) measure(text []byte) {
+	if r == nil || r.mark == "" {
+		return
+	}
+	line, start, done := 1, 0, 0
+	for {
+		at := bytes.Index(text[done:], []byte(r.mark))
+		if at < 0 {
+			return
+		}
+		for end := done + at; done < end; {
+			if n := lineBreak(text[done:]); n > 0 {
+				done += n
+				line, start = line+1, done
+			} else {
+				done++
+			}
+		}
+		name := text[done+len(r.mark):]
+		g := gap{line, utf8.RuneCount(text[start:done]), len(middle(r.named(name[0], name[1]))) - len(r.mark) - 2}
+		if n := len(r.gaps); n > 0 && r.gaps[n-1].line == line {
+			g.missing += r.gaps[n-1].missing
+		}
+		r.gaps = append(r.gaps, g)
+		done += len(r.mark) + 2
+	}
+}
+
+// lineBreak is the length of the line's end that a text begins with, as the
+// YAML library counts lines.
+func lineBreak(text []byte) int {
+	for _, b := range []string{"\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029"} {
+		if len(text) >= len(b) && string(text[:len(b)]) == b {
+			return len(b)
+		}
+	}
+	return 0
+}
+
+// column is where the parser's column of a line is in the whole document.
+func (r *runs) column(line, col int) int {
+	if r == nil {
+		return col
+	}
+	behind, _ := slices.BinarySearchFunc(r.gaps, gap{line: line, col: col}, func(a, b gap) int {
+		return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.col, b.col))
+	})
+	if behind == 0 || r.gaps[behind-1].line != line {
+		return col
+	}
+	return col + r.gaps[behind-1].missing
 }
 
 func middle(run string) string { return run[runEdge : len(run)-runEdge] }
@@ -114,3 +185,27 @@ func (r *runs) restore(text string) string {
 	b.WriteString(text)
 	return b.String()
 }
+
+// write is restore to a stream: it needs no memory for the whole.
+func (r *runs) write(w io.Writer, text []byte) (int, error) {
+	sum := 0
+	for {
+		before, behind, found := text, []byte(nil), false
+		if r.mark != "" {
+			before, behind, found = bytes.Cut(text, []byte(r.mark))
+		}
+		n, err := w.Write(before)
+		sum += n
+		if err != nil || !found {
+			return sum, err
+		}
+		n, err = io.WriteString(w, middle(r.named(behind[0], behind[1])))
+		sum += n
+		if err != nil {
+			return sum, err
+		}
+		text = behind[2:]
+	}
+}
+
+func (r *runs) named(a, b byte) string { return r.whole[int(a-'A')*26+int(b-'A')] }

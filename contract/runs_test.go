@@ -20,6 +20,10 @@ func TestLongRuns(t *testing.T) {
 		"a folded block":             "a: >-\n  " + run + "\n  " + other + "\n",
 		"a plain scalar on lines":    "a: " + run + "\n  " + other + "\n",
 		"a list in a line":           "a: [" + run + ", " + other + ", {x: " + run + "}]\n",
+		"after a run, twice":         "ä: [" + run + ", x, " + other + ", y]\u2028z: {a: " + run + ", a: b}\n",
+		"an error behind a run":      "a: [" + run + ", {]\n",
+		"an error at the end":        "a: [" + run + ", {",
+		"a second document":          "a: " + run + "\n--- {x: " + other + "}\n",
 		"a comment":                  "a: x # " + run + "\nb: y\n#" + other + "\n",
 		"dots at the line's start":   "a: |\n  x\n" + strings.Repeat(".", 70<<10) + ": y\n",
 		"a name of an anchor":        "a: &" + run + " x\nb: y\n",
@@ -74,11 +78,31 @@ func compareRuns(t *testing.T, text string) *node {
 	if !got.same(n) {
 		t.Fatal("another text")
 	}
+	if gotErr != nil && (gotErr.line != err.line || gotErr.col != err.col) {
+		t.Fatalf("the library alone: an error at %d:%d, with runs cut at %d:%d", err.line, err.col, gotErr.line, gotErr.col)
+	}
+	comparePlaces(t, got, n)
 	return n
 }
 
+func comparePlaces(t *testing.T, a, b *node) {
+	t.Helper()
+	if a == nil {
+		return
+	}
+	if a.line != b.line || a.col != b.col {
+		t.Fatalf("%.20q: the library alone: %d:%d, with runs cut %d:%d", a.text, b.line, b.col, a.line, a.col)
+	}
+	for i := range a.vals {
+		comparePlaces(t, a.vals[i], b.vals[i])
+	}
+	for i := range a.keys {
+		comparePlaces(t, a.keys[i], b.keys[i])
+	}
+}
+
 // Property: a long run of base64, wherever it is put into a document, changes
-// neither the verdict nor the text.
+// neither the verdict nor the text nor a place.
 func FuzzLongRuns(f *testing.F) {
 	for _, text := range []string{"a: b\n", "a: \"x\\x41\\\n  y\"\n", "a: |\n  x\n  y\n", "? a\n: !t &b 'x''y'\n", "- [a, {b: c}] # d\n--- x\n", "%TAG ! a\n---\na: *b\n"} {
 		f.Add(text, 3, "A")

@@ -222,7 +222,7 @@ func TestWhatTheGuestCannotDo(t *testing.T) {
 			r := runSections(t, tt.sections, false)
 			r.can = features{}
 			_, err := r.verdict()
-			if e := hpl.From(err); err == nil || e.Code != tt.code || e.Path != tt.path || len(r.plan.Env) != 0 || r.plan.UserDataMasked != nil {
+			if e := hpl.From(err); err == nil || e.Code != tt.code || e.Path != tt.path || len(r.plan.Env) != 0 || r.written != nil {
 				t.Errorf("a guest without it: %v", err)
 			}
 			r = runSections(t, tt.sections, false)

@@ -7,7 +7,8 @@ import (
 // Verified is a contract that passed every check. Only Process and Decode
 // make one; it owns all secrets of its plan.
 type Verified struct {
-	plan *Plan
+	plan  *Plan
+	forms *forms // of Process, if a container mounts them
 }
 
 // Plan is what to do. It stays valid until Wipe.
@@ -24,7 +25,10 @@ func (v *Verified) CheckExpiry(now time.Time) error {
 
 // Wipe overwrites every secret of the plan. What a library needed as a string
 // (the compose project's environment) is dropped, not overwritten.
-func (v *Verified) Wipe() { v.plan.wipe() }
+func (v *Verified) Wipe() {
+	v.plan.wipe()
+	v.forms.wipe()
+}
 
 func (p *Plan) wipe() {
 	if p == nil {

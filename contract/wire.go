@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,9 @@ import (
 const MaxWire = 96 << 20
 
 // wirePlan is what the agent needs of a Plan, its secrets in base64: the only
-// form in which they leave a process, through a pipe that ends in the agent.
+// form in which they leave a process, in a file in memory that ends in the
+// agent. It is one line of JSON. Behind it stand user-data.decrypted and
+// workload-data.decrypted as they are, which may have many MiB.
 type wirePlan struct {
 	Hostname        string           `json:"hostname"`
 	TokensDecrypted int              `json:"tokensDecrypted"`
@@ -31,8 +34,8 @@ type wirePlan struct {
 	Digests         []Digest         `json:"digests"`
 
 	AttestationPublicKey  []byte `json:"attestationPublicKey"`
-	UserDataMasked        []byte `json:"userDataMasked"`
-	WorkloadDataDecrypted []byte `json:"workloadDataDecrypted"`
+	UserDataMasked        int    `json:"userDataMasked"` // bytes behind the line
+	WorkloadDataDecrypted int    `json:"workloadDataDecrypted"`
 	MetaData              []byte `json:"metaData"`
 	VendorData            []byte `json:"vendorData"`
 
@@ -80,9 +83,11 @@ func (v *Verified) Encode(w io.Writer) error {
 		MetaData:             p.MetaData, VendorData: p.VendorData,
 		Signed: p.Signed, SignerNotBefore: p.SignerNotBefore.UTC(), SignerNotAfter: p.SignerNotAfter.UTC(), Warnings: p.Warnings,
 	}
-	if p.Compose.Binds(recordDir) {
-		out.UserDataMasked, out.WorkloadDataDecrypted = p.UserDataMasked.Bytes(), p.WorkloadDataDecrypted.Bytes()
+	f := v.forms
+	if f == nil || !p.Compose.Binds(recordDir) {
+		f = &forms{}
 	}
+	out.UserDataMasked, out.WorkloadDataDecrypted = f.userDataLen, f.workloadDataLen
 	if s := p.Syslog; s != nil {
 		out.Syslog = &wireSyslog{s.Host, s.Port, s.CA, s.Cert, s.Key.Bytes()}
 	}
@@ -97,17 +102,27 @@ func (v *Verified) Encode(w io.Writer) error {
 		out.Auths = append(out.Auths, wireAuth{a.Host, a.Username, a.Password.Bytes()})
 	}
 	// Unlike json.Marshal, an encoder does not copy the result once more.
-	if err := json.NewEncoder(bounded{w}).Encode(out); err != nil {
+	err := json.NewEncoder(bounded{w, MaxWire - f.userDataLen - f.workloadDataLen}).Encode(out)
+	for _, text := range [][]byte{f.userData, f.workloadData} {
+		if err == nil {
+			_, err = f.cut.write(w, text)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("send the plan: %w", err)
 	}
 	return nil
 }
 
-// bounded refuses a plan that Decode would refuse; an encoder writes it whole.
-type bounded struct{ w io.Writer }
+// bounded refuses a plan that Decode would refuse, before a byte of it is
+// written: an encoder writes it whole.
+type bounded struct {
+	w     io.Writer
+	limit int
+}
 
 func (b bounded) Write(p []byte) (int, error) {
-	if len(p) > MaxWire {
+	if len(p) > b.limit {
 		return 0, hpl.New("HPL11000E", "", "the contract's plan is too large: put large data into an image or a volume")
 	}
 	defer clear(p)
@@ -121,12 +136,16 @@ func Decode(wire []byte) (*Verified, error) {
 	if len(wire) > MaxWire {
 		return nil, errors.New("the plan is larger than 96 MiB")
 	}
+	line, texts, _ := bytes.Cut(wire, []byte("\n"))
 	var in wirePlan
 	// Not a decoder: that would copy all of it to the heap once more.
-	err := json.Unmarshal(wire, &in)
+	err := json.Unmarshal(line, &in)
 	p := in.plan()
 	if err == nil {
 		err = p.check()
+	}
+	if err == nil {
+		err = p.take(texts, in.UserDataMasked, in.WorkloadDataDecrypted)
 	}
 	if err != nil {
 		p.wipe()
@@ -139,10 +158,8 @@ func (in *wirePlan) plan() *Plan {
 	p := &Plan{
 		Hostname: in.Hostname, TokensDecrypted: in.TokensDecrypted, TokensIgnored: in.TokensIgnored,
 		Network: in.Network, CACerts: in.CACerts, Compose: in.Compose, Digests: in.Digests,
-		AttestationPublicKey:  in.AttestationPublicKey,
-		UserDataMasked:        secret.New(in.UserDataMasked),
-		WorkloadDataDecrypted: secret.New(in.WorkloadDataDecrypted),
-		MetaData:              in.MetaData, VendorData: in.VendorData,
+		AttestationPublicKey: in.AttestationPublicKey,
+		MetaData:             in.MetaData, VendorData: in.VendorData,
 		Signed: in.Signed, SignerNotBefore: in.SignerNotBefore, SignerNotAfter: in.SignerNotAfter, Warnings: in.Warnings,
 	}
 	if s := in.Syslog; s != nil {
@@ -159,6 +176,15 @@ func (in *wirePlan) plan() *Plan {
 		p.Auths = append(p.Auths, Auth{a.Host, a.Username, secret.New(a.Password)})
 	}
 	return p
+}
+
+// take moves the two texts out of the answer, whose bytes they are to the last.
+func (p *Plan) take(texts []byte, masked, decrypted int) error {
+	if masked < 0 || masked > len(texts) || decrypted != len(texts)-masked {
+		return errors.New("length of the contract's text")
+	}
+	p.UserDataMasked, p.WorkloadDataDecrypted = secret.New(texts[:masked]), secret.New(texts[masked:])
+	return nil
 }
 
 // check repeats the rules whose breach would let the child steer the agent.

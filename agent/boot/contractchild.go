@@ -109,6 +109,9 @@ func contractMain() int {
 		return 2
 	}
 	v, err := contractChild()
+	if err == nil {
+		err = v.Encode(os.Stdout)
+	}
 	if err != nil {
 		e := hpl.From(err)
 		r := refusal{Code: e.Code, Path: e.Path, Detail: e.Detail}
@@ -119,9 +122,6 @@ func contractMain() int {
 			return 2
 		}
 		return 1
-	}
-	if v.Encode(os.Stdout) != nil {
-		return 2
 	}
 	return 0
 }
@@ -141,11 +141,11 @@ func contractChild() (*contract.Verified, error) {
 			return nil, fmt.Errorf("key: %w", err)
 		}
 	}
-	cidata, err := io.ReadAll(sandbox.File(0, "cidata"))
+	cidata, err := sandbox.Mapped(0, "cidata")
 	if err != nil {
 		return nil, fmt.Errorf("cidata: %w", err)
 	}
 	// What the heap may hold before it is collected; it rarely has to be.
-	debug.SetMemoryLimit(16<<20 + 3*int64(len(cidata)))
+	debug.SetMemoryLimit(16<<20 + 2*int64(len(cidata)))
 	return contract.Process(contract.Input{Cidata: cidata, Keys: keys, Policy: o.Policy, Now: o.Now})
 }

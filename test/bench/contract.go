@@ -252,8 +252,9 @@ func processor() time.Duration {
 
 // applet runs the guest's contract applet on this machine as the agent does, but
 // for namespaces and the control group, and says what it used of the processor
-// and of memory: the highest resident size without the pages of the program's
-// own file, which all applets share.
+// and of memory: the highest resident size and the answer, without the pages of
+// the program's own file, which all applets share, and of the device's, which
+// are the agent's.
 func (s *sample) applet(root, dir string) (used time.Duration, peak int, err error) {
 	key, err := s.keyPEM()
 	if err != nil {
@@ -291,7 +292,12 @@ func (s *sample) applet(root, dir string) (used time.Duration, peak int, err err
 	cmd := exec.Command(filepath.Join(root, "build", "amd64", "hpcr"))
 	cmd.Args = []string{"contract"}
 	cmd.Env = []string{"GOGC=off", "GOMAXPROCS=1", "GOMEMLIMIT=280MiB"}
-	cmd.Stderr, cmd.ExtraFiles = os.Stderr, files
+	out, err := os.Create(filepath.Join(dir, "answer"))
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, os.Stderr, files
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return 0, 0, err
@@ -316,15 +322,19 @@ func (s *sample) applet(root, dir string) (used time.Duration, peak int, err err
 		return 0, 0, err
 	}
 	files = files[1:]
-	answer := make([]byte, 1)
-	if _, err := io.ReadFull(said, answer); err != nil {
+	status := make([]byte, 1)
+	if _, err := io.ReadFull(said, status); err != nil {
 		return 0, 0, fmt.Errorf("the applet ended without an answer: %w", err)
 	}
-	if answer[0] != 0 {
-		return 0, 0, fmt.Errorf("the applet refuses the contract: status %d", answer[0])
+	if status[0] != 0 {
+		return 0, 0, fmt.Errorf("the applet refuses the contract: status %d", status[0])
+	}
+	answer, err := out.Stat()
+	if err != nil {
+		return 0, 0, err
 	}
 	peak, err = highest(cmd.Process.Pid)
-	return 0, peak, err
+	return 0, peak + int(answer.Size()), err
 }
 
 // highest is a process's greatest resident size without its file's pages.
