@@ -106,8 +106,9 @@ func parseWith(doc string, data []byte, cut *runs) (*node, *yamlError) {
 			e.line, e.col = le.Mark.Line, le.Mark.Column
 			// What is still open at the end is missed behind the last line.
 			text := bytes.TrimRight(data, "\n")
-			if lines := bytes.Count(text, []byte("\n")) + 1; e.line > lines {
-				e.line, e.col = lines, len(text)-bytes.LastIndexByte(text, '\n')
+			line, start := lastLine(text)
+			if e.line > line {
+				e.line, e.col = line, utf8.RuneCount(text[start:])+1
 			}
 			e.col = cut.column(e.line, e.col)
 		}

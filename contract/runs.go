@@ -112,14 +112,10 @@ func (r *runs) measure(text []byte) {
 		if at < 0 {
 			return
 		}
-		for end := done + at; done < end; {
-			if n := lineBreak(text[done:]); n > 0 {
-				done += n
-				line, start = line+1, done
-			} else {
-				done++
-			}
+		if more, last := lastLine(text[done : done+at]); more > 1 {
+			line, start = line+more-1, done+last
 		}
+		done += at
 		name := text[done+len(r.mark):]
 		g := gap{line, utf8.RuneCount(text[start:done]), len(middle(r.named(name[0], name[1]))) - len(r.mark) - 2}
 		if n := len(r.gaps); n > 0 && r.gaps[n-1].line == line {
@@ -130,11 +126,33 @@ func (r *runs) measure(text []byte) {
 	}
 }
 
+// lastLine is the number of a text's last line and where it begins.
+func lastLine(text []byte) (line, start int) {
+	line = 1
+	for i := 0; i < len(text); {
+		n := lineBreak(text[i:])
+		if i += max(n, 1); n > 0 {
+			line, start = line+1, i
+		}
+	}
+	return line, start
+}
+
 // lineBreak is the length of the line's end that a text begins with, as the
 // YAML library counts lines.
 func lineBreak(text []byte) int {
-	for _, b := range []string{"\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029"} {
-		if len(text) >= len(b) && string(text[:len(b)]) == b {
+	switch c := text[0]; {
+	case c == '\n':
+		return 1
+	case c == '\r' && len(text) > 1 && text[1] == '\n':
+		return 2
+	case c == '\r':
+		return 1
+	case c < 0xc2: // the rest, fast
+		return 0
+	}
+	for _, b := range []string{"\u0085", "\u2028", "\u2029"} {
+		if bytes.HasPrefix(text, []byte(b)) {
 			return len(b)
 		}
 	}

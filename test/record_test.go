@@ -5,6 +5,7 @@ package test
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,7 +25,7 @@ var recordScenarios = []scenario.Scenario{{
 	Attacker: "a host that boots another contract than it says",
 	Claim: "A container that mounts /var/hyperprotect reads se-checksums.txt, whose lines are the hashes of the very tokens and files " +
 		"that were delivered, whose policy hash is the manifest's, and which names the service with power beyond its own; openssl verifies " +
-		"its signature by the image's attestation certificate; no seed is in the files beside it. The provider's condition lets " +
+		"its signature by the image's attestation certificate; no seed is in the files beside it; modes and owners are HPCR's. The provider's condition lets " +
 		"its one signing key pass, and the owner reads that the signing certificate ends in 20 days.",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
@@ -37,7 +38,7 @@ func record(t *testing.T, lab *scenario.Lab) {
 	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
   canaryrecord:
     image: %[1]s
-    entrypoint: [/bin/busybox, httpd, -f, -p, "8080", -h, /var/hyperprotect]
+    entrypoint: [/bin/sh, -c, "cd /var/hyperprotect; busybox find . -exec busybox stat -c '%%n %%a %%u:%%g' {} + > /tmp/modes; exec busybox httpd -f -p 8080 -h /"]
     ports: ["8080:8080"]
     volumes: ["/var/hyperprotect/:/var/hyperprotect/:ro"]
   canarypower:
@@ -55,13 +56,14 @@ func record(t *testing.T, lab *scenario.Lab) {
 	c.Workload.XHPCR = map[string]any{"require": map[string]any{"signingKeys": []string{string(pem)}, "envEncrypted": true}}
 	userData := lab.File(t, "user-data", lab.Hpcrctl(t, "contract", "sign", "--signing-key", lab.Signing, "--signing-cert", crt,
 		"--cert", filepath.Join(lab.Keys, "contract.crt"), lab.Plain(t, c)))
-	files := map[string]string{}
+	files, modes := map[string]string{}, ""
 	r := lab.Boot(t, scenario.Boot{
 		UserData: userData, Disks: []string{scenario.Volume + "=" + filepath.Join(lab.Dir, "data.img") + ":512M"}, Publish: []int{8080},
 		While: func(g *scenario.Guest) {
 			for _, name := range []string{"se-checksums.txt", "se-signature.bin", "se-version", "user-data.decrypted", "workload-data.decrypted", "cidata/meta-data", "certificate_expiry_date.json"} {
-				files[name] = fetch(t, "http://"+g.Address(8080)+"/"+name)
+				files[name] = fetch(t, "http://"+g.Address(8080)+"/var/hyperprotect/"+name)
 			}
+			modes = fetch(t, "http://"+g.Address(8080)+"/tmp/modes")
 		},
 	})
 	r.Ready(t)
@@ -118,6 +120,19 @@ func record(t *testing.T, lab *scenario.Lab) {
 	}
 	if lines["/dev/disk/by-label/cidata"] == "" || !strings.HasPrefix(text, strings.TrimSpace(files["se-version"])+"\n") {
 		t.Errorf("the record lacks the device or the version:\n%s", text)
+	}
+	wantModes := map[string]string{".": "500 0:0", "./cidata": "500 0:0", "./cidata/vendor-data": "400 0:0"}
+	for name := range files {
+		wantModes["./"+name] = "400 0:0"
+	}
+	wantModes["./workload-data.decrypted"] = "600 0:0"
+	gotModes := map[string]string{}
+	for line := range strings.Lines(modes) {
+		name, mode, _ := strings.Cut(strings.TrimSpace(line), " ")
+		gotModes[name] = mode
+	}
+	if !maps.Equal(gotModes, wantModes) {
+		t.Errorf("the files' modes and owners:\n%s", modes)
 	}
 	for name, text := range files {
 		for _, seed := range []string{c.Env.Volumes[scenario.Volume].Seed, c.Workload.Volumes[scenario.Volume].Seed} {

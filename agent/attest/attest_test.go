@@ -71,7 +71,7 @@ func TestSignatureVerifiesWithOpenSSL(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := Write(filepath.Join(dir, "d"), []File{
-			{"text", text}, {"sig", sig}, {"sub/pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub})},
+			{"text", text, true}, {"sig", sig, false}, {"sub/pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), false},
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +80,7 @@ func TestSignatureVerifiesWithOpenSSL(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
-		for path, want := range map[string]os.FileMode{"d": 0o500 | os.ModeDir, "d/sub": 0o500 | os.ModeDir, "d/sig": 0o400} {
+		for path, want := range map[string]os.FileMode{"d": 0o500 | os.ModeDir, "d/sub": 0o500 | os.ModeDir, "d/sig": 0o400, "d/text": 0o600} {
 			if fi, err := os.Stat(filepath.Join(dir, path)); err != nil || fi.Mode() != want {
 				t.Errorf("%s: mode %v, %v", path, fi.Mode(), err)
 			}

@@ -14,9 +14,11 @@ const Dir = "/var/hyperprotect"
 type File struct {
 	Name string // may lie in a folder: "cidata/meta-data"
 	Data []byte
+	// OwnerWrites is mode 0600, which HPCR gives to workload-data.decrypted.
+	OwnerWrites bool
 }
 
-// Write makes dir (mode 0500) with the files (mode 0400). It runs once, into
+// Write makes dir (mode 0500) with the files (mode 0400 or 0600). It runs once, into
 // an empty place; a file that exists already is an error.
 func Write(dir string, files []File) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -31,7 +33,7 @@ func Write(dir string, files []File) error {
 				return err
 			}
 		}
-		if err := writeNew(path, f.Data); err != nil {
+		if err := writeNew(path, f); err != nil {
 			return fmt.Errorf("record file %s: %w", f.Name, err)
 		}
 	}
@@ -43,11 +45,15 @@ func Write(dir string, files []File) error {
 	return nil
 }
 
-func writeNew(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o400)
+func writeNew(path string, file File) error {
+	var mode os.FileMode = 0o400
+	if file.OwnerWrites {
+		mode = 0o600
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	_, err = f.Write(file.Data)
 	return errors.Join(err, f.Close())
 }

@@ -65,7 +65,7 @@ func (g *Guest) signRecord(ctx context.Context) error {
 	if g.plan.WorkloadDataDecrypted.Len() > 0 { // a container mounts them
 		files = append(files,
 			attest.File{Name: "user-data.decrypted", Data: g.plan.UserDataMasked.Bytes()},
-			attest.File{Name: "workload-data.decrypted", Data: g.plan.WorkloadDataDecrypted.Bytes()})
+			attest.File{Name: "workload-data.decrypted", Data: g.plan.WorkloadDataDecrypted.Bytes(), OwnerWrites: true})
 	}
 	err = attest.Write(attest.Dir, files)
 	g.plan.UserDataMasked.Wipe()

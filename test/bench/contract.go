@@ -54,7 +54,7 @@ type sample struct {
 // contractCost measures reading a contract without a guest around it: the
 // library against the cryptography that no reader can avoid, and the applet's
 // own process. Times are of the processor, for the machine may be shared.
-func contractCost(root, dir string) ([]figure, error) {
+func contractCost(applet, dir string) ([]figure, error) {
 	image, err := rsa.GenerateKey(rand.Reader, 4096)
 	if err != nil {
 		return nil, err
@@ -78,7 +78,7 @@ func contractCost(root, dir string) ([]figure, error) {
 			}
 			figures = append(figures, f)
 		}
-		t, peak, err := s.applet(root, dir)
+		t, peak, err := s.applet(applet, dir)
 		if err != nil {
 			return nil, fmt.Errorf("a contract of %d KiB: %w", c.kib, err)
 		}
@@ -255,7 +255,7 @@ func processor() time.Duration {
 // and of memory: the highest resident size and the answer, without the pages of
 // the program's own file, which all applets share, and of the device's, which
 // are the agent's.
-func (s *sample) applet(root, dir string) (used time.Duration, peak int, err error) {
+func (s *sample) applet(program, dir string) (used time.Duration, peak int, err error) {
 	key, err := s.keyPEM()
 	if err != nil {
 		return 0, 0, err
@@ -289,7 +289,7 @@ func (s *sample) applet(root, dir string) (used time.Duration, peak int, err err
 	if err != nil {
 		return 0, 0, err
 	}
-	cmd := exec.Command(filepath.Join(root, "build", "amd64", "hpcr"))
+	cmd := exec.Command(program)
 	cmd.Args = []string{"contract"}
 	cmd.Env = []string{"GOGC=off", "GOMAXPROCS=1", "GOMEMLIMIT=280MiB"}
 	out, err := os.Create(filepath.Join(dir, "answer"))

@@ -24,6 +24,7 @@ func main() {
 	arch := flag.String("arch", scenario.AMD64, "architecture of the guest: amd64 or s390x")
 	boots := flag.Int("boots", 3, "how many guests to boot; figures are medians")
 	only := flag.String("only", "", "contract: print the contract's figures, boot nothing, write nothing")
+	applet := flag.String("applet", "", "with -only: the contract applet's program, and print JSON on one line")
 	flag.Parse()
 	if flag.NArg() > 0 || *boots < 1 || *only != "" && *only != "contract" || !slices.Contains(scenario.Both, *arch) {
 		fmt.Fprintln(os.Stderr, "bench: -arch amd64 or -arch s390x, and -boots at least 1")
@@ -33,7 +34,7 @@ func main() {
 	defer stop()
 	do := func() error { return bench(ctx, *arch, *boots) }
 	if *only != "" {
-		do = onlyContract
+		do = func() error { return onlyContract(*applet) }
 	}
 	if err := do(); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
@@ -41,18 +42,22 @@ func main() {
 	}
 }
 
-func onlyContract() error {
-	root, err := scenario.Root()
-	if err != nil {
-		return err
+func onlyContract(applet string) error {
+	out := printLine
+	if applet == "" {
+		root, err := scenario.Root()
+		if err != nil {
+			return err
+		}
+		applet, out = nativeApplet(root), show
 	}
 	dir, err := os.MkdirTemp("", "hpcr-bench-")
 	if err != nil {
 		return err
 	}
-	figures, err := contractCost(root, dir)
+	figures, err := contractCost(applet, dir)
 	if err == nil {
-		err = show(figures)
+		err = out(figures)
 	}
 	return errors.Join(err, os.RemoveAll(dir))
 }
@@ -97,13 +102,11 @@ func bench(ctx context.Context, arch string, boots int) (err error) {
 		return err
 	}
 	figures = append(figures, cost)
-	if arch == scenario.AMD64 { // runs on this machine itself
-		reading, err := contractCost(root, s.dir)
-		if err != nil {
-			return err
-		}
-		figures = append(figures, reading...)
+	reading, err := s.reading(ctx)
+	if err != nil {
+		return err
 	}
+	figures = append(figures, reading...)
 	initrd, err := os.Stat(filepath.Join(s.dir, "image", "initrd"))
 	if err != nil {
 		return fmt.Errorf("the initrd: %w", err)
