@@ -160,6 +160,7 @@ func FuzzReadCidataISO(f *testing.F) {
 	})
 }
 
+// Property: the same of FAT.
 func FuzzReadCidataFAT(f *testing.F) {
 	small := Files{UserData: []byte("a"), MetaData: []byte("b")}
 	f.Add(fatImage(f, small, "CIDATA", "64"))

@@ -24,6 +24,7 @@ func TestAppendEntry(t *testing.T) {
 	}
 }
 
+// Property: any text is read back the same, and stands as the library writes it.
 func FuzzAppendEntry(f *testing.F) {
 	for _, text := range formTexts {
 		f.Add(text)

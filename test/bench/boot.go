@@ -32,18 +32,7 @@ func (s *setup) path(name string) string { return filepath.Join(s.dir, name) }
 
 // prepare makes keys, image, peers and the contract of docs/examples/web.
 func (s *setup) prepare(ctx context.Context) error {
-	if err := os.RemoveAll(s.dir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(s.path("logs"), 0o755); err != nil {
-		return err
-	}
-	example := filepath.Join(s.root, "docs", "examples", "web")
-	if err := s.hpcrctl(ctx, "", "keys", "new", "--out", s.path("keys")); err != nil {
-		return err
-	}
-	err := s.hpcrctl(ctx, "", "image", "build", "--arch", s.arch, "--keys", s.path("keys"), "--dev", "--policy", filepath.Join(example, "policy.yaml"), "--out", s.path("image"))
-	if err != nil {
+	if err := s.image(ctx); err != nil {
 		return err
 	}
 	ca, err := peers.NewCA("bench authority")
@@ -71,7 +60,7 @@ func (s *setup) prepare(ctx context.Context) error {
 	if _, err := s.registry.Push(ctx, "demo/web", web); err != nil {
 		return err
 	}
-	text, err := peers.Example(example, map[string]string{
+	text, err := peers.Example(s.example(), map[string]string{
 		"REGISTRY": s.registry.Guest(), "REGISTRY_USER": s.registry.User, "REGISTRY_PASSWORD": s.registry.Password,
 		"REGISTRY_CA": peers.Base64(ca.PEM), "WEB_DIGEST": web.Digest(),
 		"WORKLOAD_SEED": "bench-workload-seed", "ENV_SEED": "bench-deployer-seed",
@@ -100,6 +89,23 @@ func (s *setup) prepare(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(disk.Truncate(1<<30), disk.Close())
+}
+
+// example is the contract's folder.
+func (s *setup) example() string { return filepath.Join(s.root, "docs", "examples", "web") }
+
+// image makes keys and image in an empty folder.
+func (s *setup) image(ctx context.Context) error {
+	if err := os.RemoveAll(s.dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.path("logs"), 0o755); err != nil {
+		return err
+	}
+	if err := s.hpcrctl(ctx, "", "keys", "new", "--out", s.path("keys")); err != nil {
+		return err
+	}
+	return s.hpcrctl(ctx, "", "image", "build", "--arch", s.arch, "--keys", s.path("keys"), "--dev", "--policy", filepath.Join(s.example(), "policy.yaml"), "--out", s.path("image"))
 }
 
 // hpcrctl runs the tool; its stdout goes to the file out, if that is named.

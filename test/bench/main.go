@@ -23,8 +23,8 @@ import (
 func main() {
 	arch := flag.String("arch", scenario.AMD64, "architecture of the guest: amd64 or s390x")
 	boots := flag.Int("boots", 3, "how many guests to boot; figures are medians")
-	only := flag.String("only", "", "contract: print the contract's figures, boot nothing, write nothing")
-	applet := flag.String("applet", "", "with -only: the contract applet's program, and print JSON on one line")
+	only := flag.String("only", "", "contract: print the contract's figures alone, write nothing")
+	applet := flag.String("applet", "", "with -only: measure this program right here, and print JSON on one line")
 	flag.Parse()
 	if flag.NArg() > 0 || *boots < 1 || *only != "" && *only != "contract" || !slices.Contains(scenario.Both, *arch) {
 		fmt.Fprintln(os.Stderr, "bench: -arch amd64 or -arch s390x, and -boots at least 1")
@@ -34,7 +34,7 @@ func main() {
 	defer stop()
 	do := func() error { return bench(ctx, *arch, *boots) }
 	if *only != "" {
-		do = func() error { return onlyContract(*applet) }
+		do = func() error { return onlyContract(ctx, *arch, *applet) }
 	}
 	if err := do(); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
@@ -42,24 +42,42 @@ func main() {
 	}
 }
 
-func onlyContract(applet string) error {
-	out := printLine
-	if applet == "" {
-		root, err := scenario.Root()
+func onlyContract(ctx context.Context, arch, applet string) (err error) {
+	if applet != "" {
+		dir, err := os.MkdirTemp("", "hpcr-bench-")
 		if err != nil {
 			return err
 		}
-		applet, out = nativeApplet(root), show
+		figures, err := contractCost(applet, dir)
+		if err == nil {
+			err = printLine(figures)
+		}
+		return errors.Join(err, os.RemoveAll(dir))
 	}
-	dir, err := os.MkdirTemp("", "hpcr-bench-")
+	s, release, err := newSetup(arch)
 	if err != nil {
 		return err
 	}
-	figures, err := contractCost(applet, dir)
-	if err == nil {
-		err = out(figures)
+	defer func() { err = errors.Join(err, release()) }()
+	if err := s.image(ctx); err != nil {
+		return err
 	}
-	return errors.Join(err, os.RemoveAll(dir))
+	figures, err := s.reading(ctx)
+	if err != nil {
+		return err
+	}
+	return show(figures)
+}
+
+// newSetup has the bench's folder to itself until it is released.
+func newSetup(arch string) (s *setup, release func() error, err error) {
+	root, err := scenario.Root()
+	if err != nil {
+		return nil, nil, err
+	}
+	s = &setup{root: root, arch: arch, dir: filepath.Join(root, "build", "bench")}
+	release, err = scenario.Claim(s.dir)
+	return s, release, err
 }
 
 // figure is one line of bench.json.
@@ -73,12 +91,7 @@ type figure struct {
 }
 
 func bench(ctx context.Context, arch string, boots int) (err error) {
-	root, err := scenario.Root()
-	if err != nil {
-		return err
-	}
-	s := &setup{root: root, arch: arch, dir: filepath.Join(root, "build", "bench")}
-	release, err := scenario.Claim(s.dir)
+	s, release, err := newSetup(arch)
 	if err != nil {
 		return err
 	}
@@ -116,7 +129,7 @@ func bench(ctx context.Context, arch string, boots int) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(root, "build", "bench.json"), append(text, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(s.root, "build", "bench.json"), append(text, '\n'), 0o644); err != nil {
 		return err
 	}
 	return show(figures)

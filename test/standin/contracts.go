@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"hpcr/agent/sandbox"
@@ -70,7 +71,8 @@ func read(device string, order []byte) (string, error) {
 		if err := json.Unmarshal(answer, &r); err != nil {
 			return err
 		}
-		said = r.Code + " " + r.Path
+		// Whole, it would be this guest's own verdict to whoever reads the console.
+		said = strings.TrimPrefix(r.Code, "HPL") + " " + r.Path
 		return nil
 	})
 	return said, err
