@@ -337,7 +337,7 @@ func (s *sample) applet(program, dir string) (used time.Duration, peak int, err 
 	return 0, peak + int(answer.Size()), err
 }
 
-// highest is a process's greatest resident size without its file's pages.
+// highest is a process's greatest resident size without the pages of files.
 func highest(pid int) (int, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -350,8 +350,9 @@ func highest(pid int) (int, error) {
 			kib[name] = n
 		}
 	}
-	if kib["VmHWM"] == 0 || kib["RssFile"] == 0 {
+	if kib["VmHWM"] == 0 || kib["RssFile"]+kib["RssShmem"] == 0 {
 		return 0, errors.New("the kernel does not tell a process's memory")
 	}
-	return (kib["VmHWM"] - kib["RssFile"]) << 10, nil
+	// In a guest files lie in memory: theirs are shared pages.
+	return (kib["VmHWM"] - kib["RssFile"] - kib["RssShmem"]) << 10, nil
 }
