@@ -53,11 +53,23 @@ func ParsePolicy(text []byte, dev bool) (Policy, error) {
 	}
 	for i, k := range n.keys {
 		if err := p.set(k.text, n.vals[i]); err != nil {
-			return p, fmt.Errorf("policy, line %d: %s: %w", k.line, k.text, err)
+			line := k.line
+			if inner := (*placed)(nil); errors.As(err, &inner) {
+				line = inner.line
+			}
+			return p, fmt.Errorf("policy, line %d: %s: %w", line, k.text, err)
 		}
 	}
 	return p, nil
 }
+
+// placed is an error below a key of the policy, with a line of its own.
+type placed struct {
+	line int
+	error
+}
+
+func (p *placed) Unwrap() error { return p.error }
 
 func (p *Policy) set(key string, v *node) error {
 	switch key {
@@ -98,24 +110,29 @@ func (p *Policy) setSigningKeys(v *node) error {
 	}
 	p.SigningKeys = nil
 	for _, k := range v.vals {
-		if !k.isString() {
-			return errors.New("each signing key is PEM text")
-		}
-		text, _, err := pemText(k.text)
+		key, err := signingKey(k)
 		if err != nil {
-			return err
+			return &placed{k.line, err}
 		}
-		key, _, err := rsaPublic(pemBlocks(text))
-		if err != nil {
-			return err
-		}
-		normal, err := publicPEM(key)
-		if err != nil {
-			return err
-		}
-		p.SigningKeys = append(p.SigningKeys, normal)
+		p.SigningKeys = append(p.SigningKeys, key)
 	}
 	return nil
+}
+
+// signingKey is one key of the list, in normal form.
+func signingKey(v *node) ([]byte, error) {
+	if !v.isString() {
+		return nil, errors.New("each signing key is PEM text")
+	}
+	text, _, err := pemText(v.text)
+	if err != nil {
+		return nil, err
+	}
+	key, _, err := rsaPublic(pemBlocks(text))
+	if err != nil {
+		return nil, err
+	}
+	return publicPEM(key)
 }
 
 func (k *KDF) set(v *node) error {
@@ -141,7 +158,7 @@ func (k *KDF) set(v *node) error {
 			err = errors.New("unknown key")
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", key.text, err)
+			return &placed{key.line, fmt.Errorf("%s: %w", key.text, err)}
 		}
 	}
 	return nil

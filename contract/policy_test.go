@@ -83,6 +83,21 @@ func TestParsePolicyRefuses(t *testing.T) {
 	}
 }
 
+func TestParsePolicyNamesTheLine(t *testing.T) {
+	for name, tt := range map[string]struct{ text, want string }{
+		"a key":               {"# mine\nrequireSignature: true\nrequireSigning: true\n", "policy, line 3: requireSigning: "},
+		"a key of kdf":        {"kdf:\n  time: 4\n  memory: 1\n", "policy, line 3: kdf: memory: "},
+		"a value of kdf":      {"logging: optional\nkdf:\n  time: 4\n  parallel: 9\n", "policy, line 4: kdf: parallel: "},
+		"one of several keys": {"signingKeys:\n- AAAA\n", "policy, line 2: signingKeys: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := ParsePolicy([]byte(tt.text), false); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+				t.Errorf("got %v, want %s…", err, tt.want)
+			}
+		})
+	}
+}
+
 // Attack: whoever builds the image writes a rule that no code reads. Claim:
 // each field that judges a contract turns one that was accepted into one that
 // is refused, or back. The two that judge the machine are tested where they
