@@ -28,6 +28,13 @@ func ModuleGroups(arch string) map[string][]string {
 		"network":    {"virtio_net", "af_packet"},
 		"containers": {"overlay", "veth", "bridge", "nft_chain_nat", "nft_nat", "nft_masq"},
 		"vsock":      {"vmw_vsock_virtio_transport"},
+		"tun":        {"tun"},
+		// What iptables and nft ask the kernel for, in a container that keeps a firewall or a proxy of its own.
+		"netfilter": {
+			"nft_compat", "nft_limit", "nft_log", "nft_redir", "nft_reject_inet", "xt_tcpudp", "xt_conntrack", "xt_addrtype",
+			"xt_comment", "xt_limit", "xt_mark", "xt_multiport", "xt_owner", "xt_nat", "xt_MASQUERADE", "xt_REDIRECT",
+			"xt_TCPMSS", "ipt_REJECT",
+		},
 	}
 	switch arch {
 	case "amd64":

@@ -163,7 +163,7 @@ func settings() []state {
 // uses are what a privileged container keeps.
 var uses = []string{
 	"may mount tmpfs", "may mount proc", "may mount cgroup2", "may mount sysfs read-only", "may mount overlay", "may bind",
-	"may open a raw socket", "may set its own network", "may set its own messages",
+	"may open a raw socket", "may set its own network", "may filter its own packets", "may open a tunnel", "may set its own messages",
 	"may set its own host name", "may divide its control group", "may make namespaces",
 }
 

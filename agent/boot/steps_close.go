@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"hpcr/agent/hpl"
 	"hpcr/agent/pid1"
 	"hpcr/agent/sandbox"
+	"hpcr/contract/compose"
 	"hpcr/disk"
 	"hpcr/network"
 )
@@ -199,9 +201,27 @@ func (g *Guest) dropContractKeys(context.Context) error {
 	return g.endBootloader(pid1.UserspacePath)
 }
 
+// containerModules are the groups that containers ask for: there is no
+// autoloading, so what nobody named now can never be had.
+func containerModules(p *compose.Project) (groups []string) {
+	if p == nil {
+		return nil
+	}
+	any := func(of func(*compose.Service) bool) bool {
+		return slices.ContainsFunc(p.Services, func(s compose.Service) bool { return of(&s) })
+	}
+	if any(func(s *compose.Service) bool { return s.Given("/dev/net/tun") }) {
+		groups = append(groups, "tun")
+	}
+	if any(func(s *compose.Service) bool { return s.Has("CAP_NET_ADMIN") }) {
+		groups = append(groups, "netfilter")
+	}
+	return groups
+}
+
 // loadRest loads what the plan needs and closes the kernel to more.
 func (g *Guest) loadRest(context.Context) error {
-	groups := []string{"network", "containers", "vsock"}
+	groups := append([]string{"network", "containers", "vsock"}, containerModules(g.plan.Compose)...)
 	if len(g.plan.Volumes) > 0 {
 		groups = append(groups, "hardware", "disk") // ciphers of the processor first: dm-crypt takes the best that is there
 	}

@@ -28,6 +28,16 @@ var guestCapabilities = []string{
 // GuestCapability says whether a capability is one that no container has.
 func GuestCapability(name string) bool { return slices.Contains(guestCapabilities, name) }
 
+// Given says whether the service is given the device of that path.
+func (s *Service) Given(path string) bool {
+	return s.Privileged || slices.ContainsFunc(s.Devices, func(d Device) bool { return d.Source == path })
+}
+
+// Has says whether the service is given a capability beyond the usual ones.
+func (s *Service) Has(capability string) bool {
+	return s.Privileged || slices.Contains(s.CapAdd, capability) || slices.Contains(s.CapAdd, "ALL")
+}
+
 // guestPowers refuses what would reach the guest itself, by name.
 func (c *converter) guestPowers() error {
 	if slices.ContainsFunc(c.out.CapAdd, GuestCapability) {

@@ -15,6 +15,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,6 +65,8 @@ func init() {
 
 		"may open a raw socket":        call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
 		"may set its own network":      func() error { return write("/proc/sys/net/ipv4/ip_forward", "1") },
+		"may filter its own packets":   filter,
+		"may open a tunnel":            tunnel,
 		"may set its own messages":     setting("kernel/msgmax", "16384"),
 		"may set its own host name":    func() error { return unix.Sethostname([]byte("mine")) },
 		"may divide its control group": func() error { return os.Mkdir("/sys/fs/cgroup/part", 0o755) },
@@ -72,6 +77,35 @@ func init() {
 		},
 	})
 	helpers["nothing"] = func() {}
+}
+
+// filter adds a rule with a match of iptables, as iptables-nft does.
+func filter() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "walls"})
+	chain := c.AddChain(&nftables.Chain{Table: table, Name: "walls"})
+	info := make(xt.Unknown, 256)
+	copy(info, "hello")
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Match{Name: "comment", Info: &info}, &expr.Verdict{Kind: expr.VerdictAccept}}})
+	return c.Flush()
+}
+
+// tunnel makes a network device of its own.
+func tunnel() error {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	name, err := unix.NewIfreq("walls0")
+	if err != nil {
+		return err
+	}
+	name.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, name)
 }
 
 func dial(network, address string) error {
