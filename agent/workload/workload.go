@@ -279,7 +279,12 @@ func (w *Workload) stop(ctx context.Context) error {
 	errs = append(errs, w.stopServices(ctx))
 	w.cancel()
 	w.wg.Wait()
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	// Time to remove them remains even if ctx is over; many containers get what is left of it.
+	limit := 15 * time.Second
+	if end, ok := ctx.Deadline(); ok {
+		limit = max(limit, time.Until(end))
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	for i := len(w.services) - 1; i >= 0; i-- {
 		errs = append(errs, w.services[i].remove(clean))
