@@ -30,6 +30,7 @@ var Sysctls = []struct{ Key, Value string }{
 	{"net.core.bpf_jit_harden", "2"},
 	{"vm.unprivileged_userfaultfd", "0"},
 	{"vm.mmap_min_addr", "65536"},
+	{"vm.max_map_count", "1048576"}, // as distributions have it: databases ask for more than the kernel's 65530, and no container can set it
 	{"vm.swappiness", "0"},
 	{"vm.compact_unevictable_allowed", "0"}, // moving a page leaves a copy behind: secrets are locked in place
 	{"fs.protected_symlinks", "1"},
