@@ -11,7 +11,7 @@ import (
 
 // Opened is a contract with its tokens opened, not checked any further.
 type Opened struct {
-	UserData *secret.Secret            // the form of user-data.decrypted
+	UserData *secret.Secret            // the form of user-data.decrypted, seeds and tokens inside sections as they stand
 	Sections map[string]*secret.Secret // top-level key → exact plaintext
 }
 
