@@ -22,7 +22,7 @@ var corpusScenarios = []scenario.Scenario{{
 		"children: confined, within their memory and time. Each is refused with the code and path that lint gives in the list's own test.",
 	Tier:  scenario.Full,
 	Archs: scenario.Both,
-	Cost:  150 * time.Second,
+	Cost:  200 * time.Second,
 	Run:   corpus,
 }}
 
