@@ -113,6 +113,9 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if len(o.Keys) == 0 {
 		return nil, fmt.Errorf("%w: an image needs a keys folder (hpcrctl keys new)", ErrEnvironment)
 	}
+	if len(o.Keys) > MaxKeys {
+		return nil, fmt.Errorf("%d keys folders: a guest takes at most %d", len(o.Keys), MaxKeys)
+	}
 	var keys []*Keys
 	defer func() {
 		for _, k := range keys {

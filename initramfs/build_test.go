@@ -36,6 +36,7 @@ func TestBuildRefusesBeforeItWorks(t *testing.T) {
 		"one of two of another flavour": {BuildOptions{Arch: "amd64", Keys: []string{dev, release}, Dev: true}, "release images", false},
 		"one of two is dev's":           {BuildOptions{Arch: "amd64", Keys: []string{release, dev}}, "dev images", false},
 		"the same key twice":            {BuildOptions{Arch: "amd64", Keys: []string{dev, dev}, Dev: true}, "same contract key", false},
+		"more keys than a guest takes":  {BuildOptions{Arch: "amd64", Keys: slices.Repeat([]string{dev}, MaxKeys+1), Dev: true}, "at most 16", false},
 		"no keys":                       {BuildOptions{Arch: "amd64", Dev: true}, "keys folder", true},
 		"unknown architecture":          {BuildOptions{Arch: "arm64", Keys: []string{dev}, Dev: true}, "arm64", true},
 		"misspelt policy":               {BuildOptions{Arch: "amd64", Keys: []string{dev}, Dev: true, Policy: policy}, "requireEncrypion", false},

@@ -30,6 +30,9 @@ const (
 
 const keyBits = 4096
 
+// MaxKeys is how many contract keys the guest tries; a test there compares.
+const MaxKeys = 16
+
 // flavourUnit is the organizational unit by which a certificate of ours says
 // what image its key may enter.
 func flavourUnit(flavour string) string { return "hpcr " + flavour + " image" }
