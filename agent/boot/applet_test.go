@@ -50,7 +50,7 @@ func TestAppletAgreesOnBadContracts(t *testing.T) {
 		t.Fatal(len(cases), err)
 	}
 	for _, c := range cases {
-		answer, status := applet(t, filepath.Join(dir, c.Cidata), filepath.Join(dir, "key.pem"), order{Policy: c.Policy, Now: c.Now, Keys: 1})
+		answer, status := applet(t, filepath.Join(dir, c.Cidata), filepath.Join(dir, "key.pem"), order{Policy: c.Policy, Now: c.Now, Keys: 1}, nil)
 		if status != 1 {
 			t.Errorf("%s: status %d", c.Name, status)
 			continue
@@ -62,8 +62,8 @@ func TestAppletAgreesOnBadContracts(t *testing.T) {
 }
 
 // applet runs one contract child, without the namespaces and the cgroup that
-// only a guest gives it.
-func applet(t *testing.T, cidata, key string, o order) ([]byte, byte) {
+// only a guest gives it, and shows it before it ends.
+func applet(t *testing.T, cidata, key string, o order, show func(pid int)) ([]byte, byte) {
 	t.Helper()
 	in, err := json.Marshal(o)
 	if err != nil {
@@ -80,6 +80,7 @@ func applet(t *testing.T, cidata, key string, o order) ([]byte, byte) {
 	defer said.Close()
 	cmd := exec.CommandContext(t.Context(), self)
 	cmd.Args = []string{"/bin/contract"}
+	cmd.Env = []string{"GOGC=off", "GOMEMLIMIT=280MiB", "GOMAXPROCS=1"} // as the agent's
 	var out bytes.Buffer
 	cmd.Stdin, cmd.Stdout = bytes.NewReader(in), &out
 	cmd.ExtraFiles = []*os.File{says}
@@ -98,6 +99,9 @@ func applet(t *testing.T, cidata, key string, o order) ([]byte, byte) {
 	var status [1]byte
 	if _, err := io.ReadFull(said, status[:]); err != nil {
 		t.Fatal(err)
+	}
+	if show != nil {
+		show(cmd.Process.Pid)
 	}
 	if err := cmd.Process.Kill(); err != nil { // it waits to be ended
 		t.Fatal(err)
