@@ -153,7 +153,7 @@ func (c *converter) runtime() error {
 		c.out.DependsOn = append(c.out.DependsOn, Dependency{Service: name, Condition: d.Condition, Required: d.Required})
 	}
 	c.out.StopSignal = cfg.StopSignal
-	if cfg.StopSignal != "" && !signalRE.MatchString(cfg.StopSignal) {
+	if cfg.StopSignal != "" && !signalKnown(cfg.StopSignal) {
 		return c.refuse("stop_signal", "give a signal's name or number, such as SIGTERM")
 	}
 	c.out.StopGrace = 10 * time.Second
@@ -172,8 +172,6 @@ func (c *converter) runtime() error {
 	}
 	return nil
 }
-
-var signalRE = word{16, regexp.MustCompile(`^[A-Za-z0-9+-]+$`)}
 
 func (c *converter) restart() error {
 	policy, max, hasMax := strings.Cut(c.cfg.Restart, ":")
