@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"math"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -68,6 +69,47 @@ func FuzzContract(f *testing.F) {
 		}
 		if _, err := Decode(wire.Bytes()); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// Property: no panic; a network-config is refused with a place in it and
+// without its text, or each link has a name of the schema's and addresses that
+// are ones.
+func FuzzNetworkConfig(f *testing.F) {
+	names, err := filepath.Glob(filepath.Join(vectors, "network", "*.yaml"))
+	if err != nil || len(names) == 0 {
+		f.Fatalf("no vectors: %v", err)
+	}
+	for _, name := range names {
+		f.Add(readFile(f, name))
+	}
+	f.Add([]byte("network: {version: 2, ethernets: {canary: {dhcp4: true}}}"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := newRun(nil, DefaultPolicy(false), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.files.NetworkConfig, r.plan = text, &Plan{}
+		r.network()
+		checkHostForm(t, r)
+		for _, f := range r.findings {
+			if f.Document != "network-config" || f.Line < 1 || strings.Contains(f.HostPath+f.detail(), "canary") {
+				t.Fatalf("%+v", f)
+			}
+		}
+		if r.failed || r.plan.Network == nil {
+			return
+		}
+		for _, l := range r.plan.Network.Links {
+			if !strings.HasPrefix(l.Name, "enc") {
+				t.Errorf("link %q", l.Name)
+			}
+			for _, a := range l.Addresses {
+				if !a.IsValid() {
+					t.Errorf("address %v", a)
+				}
+			}
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hpcr/initramfs"
+	"hpcr/initramfs/seimage"
 )
 
 func init() { commands = append(commands, newImageCmd) }
@@ -41,9 +42,10 @@ The keys must be of the same flavour.
 
 With --host-key-document (s390x) se.img takes the place of initrd: a Secure
 Execution image, which only the machines of these documents can open. The
-private keys are never written in clear. The documents are verified against
-IBM's signing certificate, the CA's certificate and their revocation lists,
-which you download beforehand (see docs/operations.md).
+private keys are never written in clear. Give IBM's signing certificate, the
+CA's certificate and their revocation lists, which you download beforehand (see
+docs/operations.md), and the documents are verified; without them a warning and
+the manifest say that they were not.
 
 Debian's packages are resolved once and kept, so a machine's builds are equal;
 where they differ from initramfs/image.lock, a note says so. --locked takes
@@ -70,6 +72,7 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 			}
 			o.Log = cmd.ErrOrStderr()
 			o.HostKeyTrust.Now = time.Now()
+			o.HostKeyTrust.None = !verifies(o.HostKeyTrust)
 			m, err := initramfs.Build(cmd.Context(), o)
 			if err != nil {
 				return environment(err)
@@ -89,7 +92,7 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 				fmt.Fprintln(o.Log, "note: a dev image keeps its test channels open to the host, in Secure Execution too: no real contract belongs in it")
 			}
 			if m.SecureExecution != nil && o.HostKeyTrust.None {
-				fmt.Fprintln(o.Log, "warning: the host key documents were not verified: whoever made them may hold the key that opens this image")
+				fmt.Fprintln(o.Log, "warning: the host key documents were not verified: whoever made them may hold the key that opens this image; give --host-key-cert and --host-key-crl")
 			}
 			return nil
 		},
@@ -104,27 +107,25 @@ compiler, and refuses anything else. 'hpcrctl image update' renews both.`,
 	f.StringArrayVar(&o.HostKeyTrust.Certs, "host-key-cert", nil, "certificate to verify host key documents with: IBM's signing certificate, the CA's; may be repeated")
 	f.StringArrayVar(&o.HostKeyTrust.CRLs, "host-key-crl", nil, "revocation list of the signing key, the CA or the root; may be repeated")
 	f.StringVar(&o.HostKeyTrust.Root, "host-key-root", "", "root certificate of the chain (default: the system's)")
-	f.BoolVar(&o.HostKeyTrust.None, "no-verify-host-key", false, "take host key documents unverified")
 	f.StringVar(&o.Out, "out", "", "image folder to make or replace")
 	f.StringVar(&o.Source, "source", "", "source tree (default: found from the working folder)")
 	return cmd
 }
 
+func verifies(t seimage.Trust) bool { return len(t.Certs)+len(t.CRLs) > 0 || t.Root != "" }
+
 // checkHostKeys finds flags that would have no effect, or not the meant one.
 func checkHostKeys(o initramfs.BuildOptions) error {
 	t := o.HostKeyTrust
-	verify := len(t.Certs)+len(t.CRLs) > 0 || t.Root != ""
 	switch {
-	case len(o.HostKeyDocuments) == 0 && (verify || t.None):
+	case len(o.HostKeyDocuments) == 0 && verifies(t):
 		return usage("--host-key-document is missing: there is nothing to verify")
 	case len(o.HostKeyDocuments) == 0:
 		return nil
 	case o.Arch != "s390x":
 		return usage("--host-key-document: only s390x has Secure Execution images")
-	case t.None && verify:
-		return usage("--no-verify-host-key and what to verify with: leave one away")
-	case !t.None && len(t.Certs) == 0:
-		return usage("--host-key-cert is missing: IBM Z's host key signing certificate and the CA's (or --no-verify-host-key)")
+	case verifies(t) && len(t.Certs) == 0:
+		return usage("--host-key-cert is missing: IBM Z's host key signing certificate and the CA's")
 	}
 	return nil
 }

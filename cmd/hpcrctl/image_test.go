@@ -17,12 +17,10 @@ func TestHostKeyFlagsThatMeanNothingAreRefused(t *testing.T) {
 		flags []string
 		want  string
 	}{
-		"on amd64":                   {[]string{"--arch", "amd64", "--host-key-document", doc, "--no-verify-host-key"}, "only s390x"},
-		"nothing to verify with":     {[]string{"--host-key-document", doc}, "--host-key-cert is missing"},
-		"lists, but no certificate":  {[]string{"--host-key-document", doc, "--host-key-crl", doc}, "--host-key-cert is missing"},
-		"certificates, but no key":   {[]string{"--host-key-cert", doc}, "--host-key-document is missing"},
-		"no verification of nothing": {[]string{"--no-verify-host-key"}, "--host-key-document is missing"},
-		"verification, and none":     {[]string{"--host-key-document", doc, "--no-verify-host-key", "--host-key-root", doc}, "leave one away"},
+		"on amd64":                  {[]string{"--arch", "amd64", "--host-key-document", doc}, "only s390x"},
+		"lists, but no certificate": {[]string{"--host-key-document", doc, "--host-key-crl", doc}, "--host-key-cert is missing"},
+		"a root, but no signer":     {[]string{"--host-key-document", doc, "--host-key-root", doc}, "--host-key-cert is missing"},
+		"certificates, but no key":  {[]string{"--host-key-cert", doc}, "--host-key-document is missing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "image")
