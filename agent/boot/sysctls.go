@@ -22,7 +22,7 @@ var Sysctls = []struct{ Key, Value string }{
 	{"kernel.dmesg_restrict", "1"},
 	{"kernel.perf_event_paranoid", "3"},
 	{"kernel.randomize_va_space", "2"},
-	{"kernel.yama.ptrace_scope", "2"},
+	{"kernel.yama.ptrace_scope", "2"}, // not 3, which nobody passes: the agent overwrites its children's memory
 	{"kernel.unprivileged_bpf_disabled", "1"},
 	{"kernel.kexec_load_disabled", "1"},
 	{"kernel.io_uring_disabled", "2"},
