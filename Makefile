@@ -32,8 +32,10 @@ build: ## build the host tool and both architectures' guest binaries
 	@$(cd) for a in amd64 s390x; do mkdir -p build/$$a; for p in hpcr hpcr-init; do \
 	  CGO_ENABLED=0 GOOS=linux GOARCH=$$a go build -trimpath -tags '$(tags)' -ldflags '-s -w -buildid=' -o build/$$a/$$p ./cmd/$$p; done; done
 
+# A process's memory is measured without the detector, which takes most of it.
 race: deps ## unit tests with the race detector, in random order
 	@$(cd) go test -race -shuffle=on -tags '$(tags)' -timeout 20m ./...
+	@$(cd) go test -tags '$(tags)' -run '^TestAppletMemory$$' ./agent/boot
 
 lint: ## vet and staticcheck, both flavours, both architectures, and the host tool on macOS
 	@$(cd) test -z "$$(gofmt -l agent cmd contract disk initramfs network test)" || { echo 'gofmt wants to change files' >&2; exit 1; }
