@@ -21,9 +21,12 @@ func (r *run) extensions(x at, section string) {
 	known := extensionKeys[section]
 	r.closed(x, known...)
 	for _, key := range known {
-		if section == "workload" && key == "require" {
+		switch {
+		case section == "workload" && key == "require":
 			r.require(x.get(key))
-		} else {
+		case section == "workload" && key == "volumes":
+			r.volumeConditions = x.get(key)
+		default:
 			r.unsupported(schema, x.get(key), "x-hpcr."+key)
 		}
 	}

@@ -77,7 +77,13 @@ type Volume struct {
 	Mount       string           // absolute, clean
 	Filesystem  string           // ext4, xfs, btrfs
 	Passphrases []*secret.Secret // 64 hex digits each, in order of trial; the first creates
+	Previous    []*secret.Secret // likewise, of the seeds before: a volume that opens with one of them is rolled to Passphrases[0]
 	MayCreate   bool             // false: a seed follows only the rule of older images; refuse to create with HPL02002E
+
+	// From workload.x-hpcr.volumes.
+	Existing      bool   // the volume was made in an earlier boot: never create it
+	Integrity     bool   // create it with dm-integrity, open it with nothing less
+	MinGeneration uint64 // refuse a volume whose header was written fewer times; 0 = any
 }
 
 // Auth is a registry's credentials.

@@ -76,9 +76,10 @@ type run struct {
 	plan     *Plan
 	written  *forms
 
-	conditions    *conditions    // workload.x-hpcr.require
-	signer        *rsa.PublicKey // whose signature was verified
-	signatureDone bool           // signature has run
+	conditions       *conditions    // workload.x-hpcr.require
+	volumeConditions at             // workload.x-hpcr.volumes
+	signer           *rsa.PublicKey // whose signature was verified
+	signatureDone    bool           // signature has run
 
 	decryptedKey string // attestationPublicKey, token opened
 }

@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -264,18 +265,49 @@ func TestVolumePlan(t *testing.T) {
 		t.Fatalf("%+v", vols)
 	}
 	const e, pe, w, pw = "envseed-QRSTUVWXYZABCDEF", "old", "workloadseed-9876543210", "workloadseed-0000000000"
-	want := []string{e + w, pe + pw, e + pw, pe + w, w + e, pw + pe, pw + e, w + pe}
-	if len(vols[1].Passphrases) != len(want) {
-		t.Fatalf("%d passphrases", len(vols[1].Passphrases))
-	}
-	for i, p := range vols[1].Passphrases {
-		sum := sha256.Sum256([]byte(want[i]))
-		if string(p.Bytes()) != hexString(sum[:]) {
-			t.Errorf("passphrase %d is not of %q", i, want[i])
+	for what, tt := range map[string]struct {
+		got  []*secret.Secret
+		want []string
+	}{
+		"current":  {vols[1].Passphrases, []string{e + w, w + e}},
+		"previous": {vols[1].Previous, []string{pe + pw, e + pw, pe + w, pw + pe, pw + e, w + pe}},
+	} {
+		if len(tt.got) != len(tt.want) {
+			t.Fatalf("%s: %d passphrases", what, len(tt.got))
+		}
+		for i, p := range tt.got {
+			sum := sha256.Sum256([]byte(tt.want[i]))
+			if string(p.Bytes()) != hexString(sum[:]) {
+				t.Errorf("%s passphrase %d is not of %q", what, i, tt.want[i])
+			}
 		}
 	}
-	if n := len(v.Plan().Volumes[0].Passphrases); n != 2 {
-		t.Errorf("%d passphrases without rolling", n)
+	if n, m := len(vols[0].Passphrases), len(vols[0].Previous); n != 2 || m != 0 {
+		t.Errorf("%d and %d passphrases without rolling", n, m)
+	}
+}
+
+func TestVolumeDemands(t *testing.T) {
+	s := baseSections(t)
+	s["workload"] = "x-hpcr:\n  volumes:\n    logs: {existing: true, minGeneration: 7}\n    data: {integrity: true}\n" + s["workload"]
+	v, err := runSections(t, s, false).verdict()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, logs := v.Plan().Volumes[0], v.Plan().Volumes[1]
+	if data.Existing || !data.Integrity || data.MinGeneration != 0 || !logs.Existing || logs.Integrity || logs.MinGeneration != 7 {
+		t.Errorf("data %+v, logs %+v", data, logs)
+	}
+	var wire bytes.Buffer
+	if err := v.Encode(&wire); err != nil {
+		t.Fatal(err)
+	}
+	back, err := Decode(wire.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := back.Plan().Volumes[1]; !got.Existing || got.MinGeneration != 7 || !back.Plan().Volumes[0].Integrity {
+		t.Errorf("after the way to the agent: %+v", got)
 	}
 }
 

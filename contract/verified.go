@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"slices"
 	"time"
 )
 
@@ -35,7 +36,7 @@ func (p *Plan) wipe() {
 		return
 	}
 	for _, v := range p.Volumes {
-		for _, s := range v.Passphrases {
+		for _, s := range slices.Concat(v.Passphrases, v.Previous) {
 			s.Wipe()
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -24,6 +25,15 @@ type volumePair struct {
 	work, env seeds
 	oldStyle  bool // a seed that creates follows only the older rule
 	joined    bool
+	demands   volumeDemands
+}
+
+// volumeDemands are workload.x-hpcr.volumes.NAME: what must hold of a volume
+// before anything is written to it. They stand in workload, so that who joins
+// an env to it cannot drop them.
+type volumeDemands struct {
+	existing, integrity bool
+	minGeneration       uint64
 }
 
 type seeds struct{ now, before string }
@@ -71,6 +81,46 @@ func (r *run) workloadVolumes(a at) {
 		v.work.before = r.seed(e.get("previousSeed"), nil)
 		r.volumes = append(r.volumes, v)
 	}
+	r.demandsOfVolumes(a)
+}
+
+// demandsOfVolumes reads workload.x-hpcr.volumes, which names volumes of the
+// workload.
+func (r *run) demandsOfVolumes(volumes at) {
+	a := r.volumeConditions
+	if !a.present() || !r.mapping(a) {
+		return
+	}
+	for i, k := range a.n.keys {
+		e := a.entry(i)
+		j := slices.IndexFunc(r.volumes, func(v volumePair) bool { return v.name == k.text })
+		if j < 0 && volumes.get(k.text).n == nil {
+			r.fail(schema, a.key(i), "workload.volumes has no such volume", "name a volume of the workload, or remove these lines")
+			continue
+		}
+		if !r.mapping(e) {
+			continue
+		}
+		r.closed(e, "existing", "integrity", "minGeneration")
+		d := volumeDemands{existing: r.boolean(e.get("existing")), integrity: r.boolean(e.get("integrity"))}
+		if g := e.get("minGeneration"); g.present() {
+			d.minGeneration = r.generation(g)
+		}
+		if j >= 0 {
+			r.volumes[j].demands = d
+		}
+	}
+}
+
+// generation reads a count that a volume's header may have reached.
+func (r *run) generation(a at) uint64 {
+	if a.n.kind == scalarNode && a.n.tag == "!!int" {
+		if v, err := strconv.ParseUint(a.n.text, 10, 32); err == nil && v > 0 {
+			return v
+		}
+	}
+	r.fail(schema, a, "this is not a generation", "give a whole number from 1 on, without quotes, as the log or hpcrctl volume inspect show it")
+	return 0
 }
 
 func (r *run) envVolumes(a at) {
@@ -193,34 +243,39 @@ func (a at) keys() []*node {
 	return a.n.keys
 }
 
-// planVolumes joins the seeds. Order of trial: the new seeds; then, if seeds
-// are rolled, every mix with a previous one; then the same with workload's
-// seed first, which no document rules out.
+// planVolumes joins the seeds: the new ones, env's first, then workload's first,
+// which no document rules out; and if seeds are rolled, every mix with a
+// previous one, likewise.
 func (r *run) planVolumes() {
+	type mix struct{ env, work string }
 	for _, v := range r.volumes {
-		out := Volume{Name: v.name, Path: v.place.host, Mount: v.mount, Filesystem: v.fs, MayCreate: !v.oldStyle}
-		mixes := []struct{ env, work string }{{v.env.now, v.work.now}}
+		out := Volume{Name: v.name, Path: v.place.host, Mount: v.mount, Filesystem: v.fs, MayCreate: !v.oldStyle,
+			Existing: v.demands.existing, Integrity: v.demands.integrity, MinGeneration: v.demands.minGeneration}
+		var mixes []mix
 		if v.env.before != "" && v.work.before != "" {
-			mixes = append(mixes, struct{ env, work string }{v.env.before, v.work.before})
+			mixes = append(mixes, mix{v.env.before, v.work.before})
 		}
 		if v.work.before != "" {
-			mixes = append(mixes, struct{ env, work string }{v.env.now, v.work.before})
+			mixes = append(mixes, mix{v.env.now, v.work.before})
 		}
 		if v.env.before != "" {
-			mixes = append(mixes, struct{ env, work string }{v.env.before, v.work.now})
+			mixes = append(mixes, mix{v.env.before, v.work.now})
 		}
 		seen := map[string]bool{}
-		try := func(first, second string) {
-			if !seen[first+second] { // only the joined text counts
-				seen[first+second] = true
-				out.Passphrases = append(out.Passphrases, VolumePassphrase([]byte(first), []byte(second)))
+		try := func(list []*secret.Secret, first, second string) []*secret.Secret {
+			if seen[first+second] { // only the joined text counts
+				return list
 			}
+			seen[first+second] = true
+			return append(list, VolumePassphrase([]byte(first), []byte(second)))
+		}
+		out.Passphrases = try(out.Passphrases, v.env.now, v.work.now)
+		out.Passphrases = try(out.Passphrases, v.work.now, v.env.now)
+		for _, m := range mixes {
+			out.Previous = try(out.Previous, m.env, m.work)
 		}
 		for _, m := range mixes {
-			try(m.env, m.work)
-		}
-		for _, m := range mixes {
-			try(m.work, m.env)
+			out.Previous = try(out.Previous, m.work, m.env)
 		}
 		r.plan.Volumes = append(r.plan.Volumes, out)
 	}

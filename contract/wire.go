@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"hpcr/agent/hpl"
@@ -59,7 +60,12 @@ type wireVolume struct {
 	Mount       string   `json:"mount"`
 	Filesystem  string   `json:"filesystem"`
 	Passphrases [][]byte `json:"passphrases"`
+	Previous    [][]byte `json:"previous"`
 	MayCreate   bool     `json:"mayCreate"`
+
+	Existing      bool   `json:"existing"`
+	Integrity     bool   `json:"integrity"`
+	MinGeneration uint64 `json:"minGeneration"`
 }
 
 type wireAuth struct {
@@ -92,9 +98,13 @@ func (v *Verified) Encode(w io.Writer) error {
 		out.Syslog = &wireSyslog{s.Host, s.Port, s.CA, s.Cert, s.Key.Bytes()}
 	}
 	for _, x := range p.Volumes {
-		wv := wireVolume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate}
+		wv := wireVolume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate,
+			Existing: x.Existing, Integrity: x.Integrity, MinGeneration: x.MinGeneration}
 		for _, s := range x.Passphrases {
 			wv.Passphrases = append(wv.Passphrases, s.Bytes())
+		}
+		for _, s := range x.Previous {
+			wv.Previous = append(wv.Previous, s.Bytes())
 		}
 		out.Volumes = append(out.Volumes, wv)
 	}
@@ -166,9 +176,13 @@ func (in *wirePlan) plan() *Plan {
 		p.Syslog = &Syslog{s.Host, s.Port, s.CA, s.Cert, secret.New(s.Key)}
 	}
 	for _, x := range in.Volumes {
-		v := Volume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate}
+		v := Volume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate,
+			Existing: x.Existing, Integrity: x.Integrity, MinGeneration: x.MinGeneration}
 		for _, s := range x.Passphrases {
 			v.Passphrases = append(v.Passphrases, secret.New(s))
+		}
+		for _, s := range x.Previous {
+			v.Previous = append(v.Previous, secret.New(s))
 		}
 		p.Volumes = append(p.Volumes, v)
 	}
@@ -213,10 +227,10 @@ func (p *Plan) check() error {
 		if v.Filesystem != "ext4" && v.Filesystem != "xfs" && v.Filesystem != "btrfs" {
 			return errors.New("file system")
 		}
-		if n := len(v.Passphrases); n < 1 || n > 8 {
+		if n, m := len(v.Passphrases), len(v.Previous); n < 1 || n > 2 || m > 6 {
 			return errors.New("passphrases")
 		}
-		for _, s := range v.Passphrases {
+		for _, s := range slices.Concat(v.Passphrases, v.Previous) {
 			if s.Len() != 64 {
 				return errors.New("passphrase")
 			}
