@@ -117,7 +117,7 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 	if im.Kind() == luks2.ForeignLUKS {
 		return op.openForeign(ctx, s, v, d, dev, p)
 	}
-	for _, passphrase := range s.Passphrases {
+	for i, passphrase := range s.trials() {
 		var o *luks2.Opened
 		if o, err = im.Unlock(ctx, passphrase, s.Name); errors.Is(err, luks2.ErrPassphrase) {
 			continue
@@ -125,16 +125,71 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 			break
 		}
 		defer o.Key.Wipe()
-		if !o.Fresh {
-			op.Log.Warn("one header copy was lost and is written anew", "volume", s.Name, "generation", o.Generation)
-			if err := o.Repair(dev, s.Name); err != nil {
-				return hpl.Wrap(err, "HPL02003E", s.Path, "the volume's header cannot be repaired")
+		if err := s.checkGeneration(o.Generation); err != nil {
+			return err
+		}
+		if s.Existing && o.State != luks2.Ready {
+			return absent(s).err // as it was before its first file system: the host may have kept that
+		}
+		if err := op.mend(s, dev, o); err != nil {
+			return err
+		}
+		if s.previous(i) {
+			err := op.roll(s, v, func(to *secret.Secret, kdf luks2.KDF) error { return o.Roll(dev, s.Name, to, kdf) })
+			if err != nil {
+				return err
 			}
 		}
 		v.Kind = string(Ours)
 		return op.finish(ctx, s, v, dev, p, o)
 	}
 	return err
+}
+
+// checkGeneration holds a header against the contract's floor, before anything
+// is written. A foreign volume has no generation: 0.
+func (s Spec) checkGeneration(have uint64) error {
+	if have >= s.MinGeneration {
+		return nil
+	}
+	return hpl.Wrap(fmt.Errorf("generation %d, want %d at least", have, s.MinGeneration), "HPL02003E", s.Path,
+		"the volume's header is older than the contract's minGeneration allows: the disk was set back to an earlier state, or is another one")
+}
+
+// mend ends what a power cut broke off: a header copy, or the end of a roll.
+func (op *opener) mend(s Spec, dev part, o *luks2.Opened) error {
+	var err error
+	if !o.Fresh {
+		op.Log.Warn("one header copy was lost and is written anew", "volume", s.Name, "generation", o.Generation)
+		err = o.Repair(dev, s.Name)
+	}
+	if err == nil {
+		err = o.Tidy(dev)
+	}
+	if err != nil {
+		return hpl.Wrap(err, "HPL02003E", s.Path, "the volume's header cannot be repaired")
+	}
+	return nil
+}
+
+// roll changes the key slot to the contract's new seeds.
+func (op *opener) roll(s Spec, v *Volume, do func(to *secret.Secret, kdf luks2.KDF) error) error {
+	if !s.MayCreate {
+		return hpl.New("HPL02125E", s.Path, "the volume opens with its previous seeds, but rolling needs new ones of at least 15 characters: use longer seeds")
+	}
+	kdf := luks2.KDF(op.KDF)
+	if err := op.enoughMemory(kdf.MemoryKiB); err != nil {
+		return hpl.Wrap(err, "HPL02125E", s.Path, "the guest has too little memory for the key derivation of the image's policy")
+	}
+	op.Log.Info("rolling the volume to its new seeds", "volume", s.Name)
+	if err := do(s.Passphrases[0], kdf); errors.Is(err, luks2.ErrNoRoll) {
+		return hpl.Wrap(err, "HPL02125E", s.Path,
+			"the seeds of this volume cannot be rolled by the guest: change its key slot with cryptsetup luksChangeKey, or go back to the previous seeds")
+	} else if err != nil {
+		return hpl.Wrap(err, "HPL02125E", s.Path, "the new key slot cannot be written: the volume still opens, with the new or the previous seeds")
+	}
+	v.Rolled = true
+	return nil
 }
 
 // finish maps a volume of our make, and makes its file system where creation
@@ -164,9 +219,11 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 		return hpl.Wrap(err, "HPL02003E", s.Path, "the volume cannot be read")
 	}
 	p.start, p.size, p.sectorSize = dev.start+f.DataOffset, dev.size-f.DataOffset, f.SectorSize
-	for _, passphrase := range s.Passphrases {
-		var key *secret.Secret
-		key, err = liftForeign(ctx, f, passphrase, d.node(), v.mapName, p)
+	if err := s.checkGeneration(0); err != nil {
+		return err
+	}
+	for i, passphrase := range s.trials() {
+		key, slot, err := liftForeign(ctx, f, passphrase, d.node(), v.mapName, p)
 		if errors.Is(err, luks2.ErrPassphrase) {
 			continue
 		}
@@ -174,11 +231,17 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 			return hpl.Wrap(err, "HPL02003E", s.Path, "the volume's header is not one that may be opened")
 		}
 		defer key.Wipe()
+		if s.previous(i) {
+			err := op.roll(s, v, func(to *secret.Secret, kdf luks2.KDF) error { return d.content.Image.Roll(dev, slot, key, to, kdf) })
+			if err != nil {
+				return err
+			}
+		}
 		v.Kind = string(ForeignLUKS)
 		op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind)
 		return op.attach(s, v, p, key)
 	}
-	return err
+	return luks2.ErrPassphrase
 }
 
 func (op *opener) attach(s Spec, v *Volume, p place, key *secret.Secret) error {

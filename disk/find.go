@@ -128,6 +128,8 @@ func decide(s Spec, unnamed int, all []string, disks []*found) verdict {
 		switch {
 		case d.err != nil || !d.content.Openable() && !d.content.Creatable():
 			return verdict{err: refusal(s, d)}
+		case d.content.Creatable() && s.Existing:
+			return absent(s)
 		case d.content.Creatable():
 			return verdict{create: d}
 		}
@@ -148,6 +150,8 @@ func decide(s Spec, unnamed int, all []string, disks []*found) verdict {
 	switch {
 	case len(luks) > 0:
 		return verdict{open: luks}
+	case len(empty) > 0 && s.Existing:
+		return absent(s)
 	case len(empty) == 1 && unnamed == 1:
 		return verdict{create: empty[0]}
 	case len(empty) > 0:
@@ -156,6 +160,11 @@ func decide(s Spec, unnamed int, all []string, disks []*found) verdict {
 		return verdict{err: refusal(s, other[0])}
 	}
 	return verdict{}
+}
+
+// absent refuses an empty disk in the place of a volume that there must be.
+func absent(s Spec) verdict {
+	return refuse("HPL02003E", s, "the contract says that this volume exists, but the disk is empty: attach the volume's own disk, or remove existing to make a new volume")
 }
 
 func refuse(code hpl.Code, s Spec, detail string) verdict {

@@ -19,34 +19,35 @@ var errStripped = errors.New("the volume's seal was removed")
 // key. luks.go reads a copy in RAM whose every field the gate has checked and
 // rewritten. It keeps the key to itself and gives it only to the device
 // mapper: so it maps the volume with our constants under a name of its own,
-// the key is taken from the live table, and that mapping goes again.
-func liftForeign(ctx context.Context, f *luks2.Foreign, passphrase *secret.Secret, node, name string, p place) (*secret.Secret, error) {
+// the key is taken from the live table, and that mapping goes again. slot is
+// the key slot that opened.
+func liftForeign(ctx context.Context, f *luks2.Foreign, passphrase *secret.Secret, node, name string, p place) (key *secret.Secret, slot int, err error) {
 	mem, err := memoryFile("luks-header")
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer mem.Close()
 	for _, s := range f.Sections {
 		if _, err := mem.WriteAt(s.Data, s.Offset); err != nil {
-			return nil, fmt.Errorf("copy header: %w", err)
+			return nil, 0, fmt.Errorf("copy header: %w", err)
 		}
 	}
 	if err := mem.Truncate(f.DataOffset + int64(f.SectorSize)); err != nil {
-		return nil, fmt.Errorf("copy header: %w", err)
+		return nil, 0, fmt.Errorf("copy header: %w", err)
 	}
 	dev, err := luks.Open(fmt.Sprintf("/proc/self/fd/%d", mem.Fd()))
 	if err != nil {
-		return nil, fmt.Errorf("luks.go: %w", err)
+		return nil, 0, fmt.Errorf("luks.go: %w", err)
 	}
 	defer dev.Close()
-	volume, err := unseal(ctx, dev, f.Slots, passphrase)
+	volume, slot, err := unseal(ctx, dev, f.Slots, passphrase)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 
 	t, err := p.table()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	volume.BackingDevice = node
 	volume.Flags = nil
@@ -58,33 +59,33 @@ func liftForeign(ctx context.Context, f *luks2.Foreign, passphrase *secret.Secre
 	volume.StorageOffset = uint64(p.start)
 	volume.StorageSize = t.sectors * sector
 	if err := volume.SetupMapper(name); err != nil {
-		return nil, errors.Join(fmt.Errorf("luks.go: %w", err), removeMapping(name))
+		return nil, 0, errors.Join(fmt.Errorf("luks.go: %w", err), removeMapping(name))
 	}
-	key, err := liftKey(name, p)
+	key, err = liftKey(name, p)
 	if err = errors.Join(err, removeMapping(name)); err != nil {
 		key.Wipe()
-		return nil, err
+		return nil, 0, err
 	}
 	if luks2.Marked(key.Bytes()) {
 		key.Wipe()
-		return nil, errStripped
+		return nil, 0, errStripped
 	}
-	return key, nil
+	return key, slot, nil
 }
 
-func unseal(ctx context.Context, dev luks.Device, slots []int, passphrase *secret.Secret) (*luks.Volume, error) {
+func unseal(ctx context.Context, dev luks.Device, slots []int, passphrase *secret.Secret) (*luks.Volume, int, error) {
 	for _, slot := range slots {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		v, err := dev.UnsealVolume(slot, passphrase.Bytes())
 		switch {
 		case err == nil:
-			return v, nil
+			return v, slot, nil
 		case errors.Is(err, luks.ErrPassphraseDoesNotMatch):
 		default:
-			return nil, fmt.Errorf("luks.go: %s", strings.ToValidUTF8(err.Error(), "?"))
+			return nil, 0, fmt.Errorf("luks.go: %s", strings.ToValidUTF8(err.Error(), "?"))
 		}
 	}
-	return nil, luks2.ErrPassphrase
+	return nil, 0, luks2.ErrPassphrase
 }

@@ -21,10 +21,19 @@ type Spec struct {
 	Path       string // in the contract, for messages
 	Mount      string // absolute
 	Filesystem string // used at creation only; "" = ext4
-	// Passphrases in order of trial; [0] creates. Borrowed.
-	Passphrases []*secret.Secret
-	MayCreate   bool
+	// Passphrases in order of trial; [0] creates. A volume that opens only with
+	// one of Previous is rolled to it. Borrowed.
+	Passphrases, Previous []*secret.Secret
+	MayCreate             bool   // [0] is good enough for a new key slot
+	Existing              bool   // the volume must be there already
+	MinGeneration         uint64 // of a header that may be opened
 }
+
+// trials are all passphrases, in order.
+func (s Spec) trials() []*secret.Secret { return slices.Concat(s.Passphrases, s.Previous) }
+
+// previous says whether the trial of this number was with previous seeds.
+func (s Spec) previous(trial int) bool { return trial >= len(s.Passphrases) }
 
 // KDF is the argon2id cost of a volume that is created.
 type KDF struct {
@@ -246,11 +255,16 @@ func (op *opener) tryEach(ctx context.Context, s Spec, v *Volume, disks []*found
 			last = err
 		}
 	}
+	code := hpl.Code("HPL02003E")
 	detail := "the volume does not open with these seeds: check the seeds of both contract sections, and that this is the right disk"
-	if errors.Is(last, luks2.ErrSeal) {
-		detail = "the seeds are right, but the volume's header was changed or belongs to a volume of another name: attach the right disk; if its owner changed a key slot, run hpcrctl volume reseal"
+	if len(s.Previous) > 0 {
+		code = "HPL02125E"
+		detail = "the volume opens neither with the new seeds nor with a previousSeed: check both, in both contract sections, and that this is the right disk"
 	}
-	return false, hpl.Wrap(last, "HPL02003E", s.Path, detail)
+	if errors.Is(last, luks2.ErrSeal) {
+		code, detail = "HPL02003E", "the seeds are right, but the volume's header was changed or belongs to a volume of another name: attach the right disk; if its owner changed a key slot, run hpcrctl volume reseal"
+	}
+	return false, hpl.Wrap(last, code, s.Path, detail)
 }
 
 // look lists the disks anew; a disk that has not changed keeps what was found.

@@ -21,7 +21,8 @@ type Volume struct {
 	Mount      string
 	Device     string // "/dev/dm-0"
 	Created    bool   // in this boot
-	Kind       string // "ours" or "foreign-luks"
+	Rolled     bool   // to the contract's new seeds, in this boot
+	Kind       string // "ours", which is sealed, or "foreign-luks"
 	Generation uint64 // of our header; 0 for a foreign volume
 
 	mapName string

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
@@ -23,7 +24,8 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 	for _, v := range g.plan.Volumes {
 		specs = append(specs, disk.Spec{
 			Name: v.Name, Path: v.Path, Mount: v.Mount, Filesystem: v.Filesystem,
-			Passphrases: v.Passphrases, MayCreate: v.MayCreate,
+			Passphrases: v.Passphrases, Previous: v.Previous, MayCreate: v.MayCreate,
+			Existing: v.Existing, MinGeneration: v.MinGeneration,
 		})
 	}
 	volumes, err := disk.OpenAll(ctx, specs, disk.Options{
@@ -32,7 +34,7 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 		Log:     g.log,
 	})
 	for _, v := range g.plan.Volumes {
-		for _, p := range v.Passphrases {
+		for _, p := range slices.Concat(v.Passphrases, v.Previous) {
 			p.Wipe()
 		}
 	}
@@ -52,9 +54,12 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 // hold its name: it lies in the guest, or leaves it encrypted to the owner.
 func (g *Guest) report(v *disk.Volume) {
 	state, id := "opened", event.VolumeOpened
-	if v.Created {
+	switch {
+	case v.Created:
 		state, id = "created", event.VolumeCreated
 		g.Console.Message("HPL02001I", v.Path, "")
+	case v.Rolled:
+		state, id = "rolled", event.VolumeRolled
 	}
 	g.Console.Message("HPL02002I", v.Path+"/mount", "")
 	g.note(id, event.Notice, "volume "+state, slog.String("volume", v.Name), slog.String("mount", v.Mount),

@@ -27,6 +27,7 @@ const (
 	ContractWarning   ID = "contract.warning"
 	CertificateExpiry ID = "certificate.expiry"
 	VolumeOpened      ID = "volume.opened"
+	VolumeRolled      ID = "volume.rolled"
 	VolumeCreated     ID = "volume.created"
 	RecordSigned      ID = "record.signed"
 	ChildEnded        ID = "child.ended"

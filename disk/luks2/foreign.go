@@ -31,7 +31,7 @@ func (im *Image) Foreign() (*Foreign, error) {
 		f.Slots, f.DataOffset = l.slots, l.payload
 	} else {
 		h := *im.foreign
-		h.salt, h.uuid = [64]byte{}, "00000000-0000-0000-0000-000000000000"
+		h.salt, h.uuid, h.binary, h.secondary = [64]byte{}, "00000000-0000-0000-0000-000000000000", nil, false
 		f.Version, f.Sections = 2, []Section{{0, h.encode()}}
 		f.DataOffset, f.SectorSize = h.meta.dataOffset, h.meta.sectorSize
 		for _, s := range h.meta.slots {

@@ -58,23 +58,13 @@ func Format(dev Device, size int64, o FormatOptions) (*Opened, error) {
 }
 
 func (op *Opened) create(dev Device, o FormatOptions) error {
-	s := keyslot{area: region{slotStart, areaSize}, afHash: "sha256", priority: -1,
-		kdf: kdf{kind: "argon2id", cost: o.KDF, salt: random(saltSize)}}
 	d := digest{hash: "sha256", iterations: digestRounds, salt: random(saltSize)}
 	var err error
 	if d.value, err = d.compute(op.Key.Bytes()); err != nil {
 		return fmt.Errorf("digest: %w", err)
 	}
-	slotKey, err := s.kdf.slotKey(o.Passphrase.Bytes())
+	s, area, err := newSlot(0, slotStart, op.Key, o.Passphrase, o.KDF)
 	if err != nil {
-		return fmt.Errorf("derive: %w", err)
-	}
-	defer clear(slotKey)
-	area := make([]byte, areaSize)
-	stripes := afSplit(op.Key.Bytes(), hashes[s.afHash])
-	copy(area, stripes)
-	clear(stripes)
-	if err := cryptArea(slotKey, area[:keySize*afStripes], true); err != nil {
 		return err
 	}
 	if err := writeSync(dev, area, s.area.offset); err != nil {

@@ -80,9 +80,7 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	segments.done()
 
 	m.slots = parseSlots(top.object("keyslots"))
-	ids := make([]string, len(m.slots))
 	for i, s := range m.slots {
-		ids[i] = strconv.Itoa(s.id)
 		if !s.area.within(foreignSlotsStart, m.dataOffset) {
 			w.fail("header.keyslots.area")
 		}
@@ -96,7 +94,7 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	digests := top.object("digests")
 	d := digests.object("0")
 	d.exact("type", "pbkdf2")
-	d.list("keyslots", ids)
+	d.list("keyslots", m.slotIDs())
 	d.list("segments", []string{"0"})
 	m.digest.hash = d.exact("hash", "sha256", "sha512")
 	m.digest.iterations = uint32(d.number("iterations", minIterations, maxDigestRounds))

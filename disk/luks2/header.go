@@ -51,11 +51,13 @@ type header struct {
 	uuid      string
 	seq       uint64
 	meta      *metadata
+	binary    []byte // a foreign header's, whose label and subsystem are its owner's
 }
 
 // encode writes the copy in full, checksum included.
 func (h *header) encode() []byte {
 	b := make([]byte, headerSize)
+	copy(b, h.binary)
 	magic, at := magicPrimary, uint64(0)
 	if h.secondary {
 		magic, at = magicSecondary, headerSize
@@ -67,6 +69,7 @@ func (h *header) encode() []byte {
 	copy(b[posChecksumKind:], "sha256")
 	copy(b[posSalt:], h.salt[:])
 	copy(b[posUUID:], h.uuid)
+	clear(b[posChecksum:posEnd])
 	binary.BigEndian.PutUint64(b[posOffset:], at)
 	copy(b[binarySize:], h.meta.encode())
 	sum := sha256.Sum256(b)
@@ -111,6 +114,7 @@ func parseHeader(b []byte, secondary bool, size int64) (*header, error) {
 	}
 	h.meta = meta
 	if meta.seal == nil {
+		h.binary = bytes.Clone(b[:binarySize])
 		return h, nil
 	}
 	if err := checkProfile(meta); err != nil {

@@ -132,16 +132,17 @@ func (im *Image) judge(head []byte, size int64) []region {
 			return im.refuse(errors.New("both copies of the LUKS header are damaged"))
 		}
 		return nil
-	case p == nil && s.meta.seal == nil:
-		return im.refuse(errors.New("the primary LUKS header is damaged"))
-	case p != nil && p.meta.seal == nil:
-		if s != nil && s.meta.seal != nil {
-			return im.refuse(errors.New("the two LUKS headers are of different makes"))
-		}
-		im.kind, im.foreign = ForeignLUKS, p
-		return p.regions()
-	case p != nil && s != nil && s.meta.seal == nil:
+	case p == nil && s.meta.seal == nil && !bytes.HasPrefix(first, magicPrimary):
+		return im.refuse(errors.New("the primary LUKS header is missing"))
+	case p != nil && s != nil && (p.meta.seal == nil) != (s.meta.seal == nil):
 		return im.refuse(errors.New("the two LUKS headers are of different makes"))
+	case p != nil && p.meta.seal == nil || p == nil && s.meta.seal == nil:
+		// As cryptsetup does: the newer copy, or the one that holds.
+		im.kind, im.foreign = ForeignLUKS, p
+		if p == nil || s != nil && s.seq > p.seq {
+			im.foreign = s
+		}
+		return im.foreign.regions()
 	}
 	im.kind = Ours
 	if p == nil && zero(first) {

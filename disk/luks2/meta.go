@@ -53,13 +53,11 @@ type digest struct {
 func (m *metadata) encode() []byte {
 	var b strings.Builder
 	b.WriteString(`{"keyslots":{`)
-	ids := make([]string, len(m.slots))
 	for i, s := range m.slots {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		ids[i] = fmt.Sprintf(`"%d"`, s.id)
-		fmt.Fprintf(&b, `%s:{"type":"luks2","key_size":%d,`, ids[i], keySize)
+		fmt.Fprintf(&b, `"%d":{"type":"luks2","key_size":%d,`, s.id, keySize)
 		fmt.Fprintf(&b, `"af":{"type":"luks1","stripes":%d,"hash":"%s"},`, afStripes, s.afHash)
 		fmt.Fprintf(&b, `"area":{"type":"raw","offset":"%d","size":"%d","encryption":"%s","key_size":%d},`,
 			s.area.offset, s.area.size, cipherName, keySize)
@@ -83,7 +81,7 @@ func (m *metadata) encode() []byte {
 	fmt.Fprintf(&b, `},"segments":{"0":{"type":"crypt","offset":"%d","size":"dynamic","iv_tweak":"0","encryption":"%s","sector_size":%d}},`,
 		m.dataOffset, cipherName, m.sectorSize)
 	fmt.Fprintf(&b, `"digests":{"0":{"type":"pbkdf2","keyslots":[%s],"segments":["0"],"hash":"%s","iterations":%d,"salt":"%s","digest":"%s"}},`,
-		strings.Join(ids, ","), m.digest.hash, m.digest.iterations, b64.EncodeToString(m.digest.salt), b64.EncodeToString(m.digest.value))
+		`"`+strings.Join(m.slotIDs(), `","`)+`"`, m.digest.hash, m.digest.iterations, b64.EncodeToString(m.digest.salt), b64.EncodeToString(m.digest.value))
 	fmt.Fprintf(&b, `"config":{"json_size":"%d","keyslots_size":"%d"}}`, jsonSize, m.keyslotsSize)
 	return []byte(b.String())
 }

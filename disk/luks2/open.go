@@ -98,7 +98,7 @@ func checkSeal(key []byte, name string, h *header, areas map[region][]byte) erro
 }
 
 // Commit writes the header anew with the next generation and the given
-// state, secondary copy first: a power cut at any write leaves one that opens.
+// state: a power cut at any write leaves a copy that opens.
 func (o *Opened) Commit(dev Device, name string, state State) error {
 	return o.write(dev, name, state, o.Generation+1)
 }
@@ -116,16 +116,27 @@ func (o *Opened) write(dev Device, name string, state State, generation uint64) 
 	if m.seal.mac, err = sealMAC(o.Key.Bytes(), name, h, o.areas); err != nil {
 		return err
 	}
-	for _, c := range []struct {
-		secondary bool
-		at        int64
-	}{{true, headerSize}, {false, 0}} {
-		h.secondary = c.secondary
+	h.secondary = o.h.secondary
+	if err := h.writeBoth(dev); err != nil {
+		return err
+	}
+	o.h, o.Generation, o.State, o.Fresh = h, generation, state, true
+	return nil
+}
+
+// writeBoth writes the two copies. The one that h was read from may be the
+// only one that holds: it is overwritten last.
+func (h *header) writeBoth(dev Device) error {
+	for _, h.secondary = range []bool{!h.secondary, h.secondary} {
+		at := int64(0)
+		if h.secondary {
+			at = headerSize
+		}
 		rand.Read(h.salt[:])
-		if err := writeSync(dev, h.encode(), c.at); err != nil {
+		if err := writeSync(dev, h.encode(), at); err != nil {
 			return fmt.Errorf("write header: %w", err)
 		}
 	}
-	o.h, o.Generation, o.State, o.Fresh = h, generation, state, true
+	h.secondary = false // both hold now
 	return nil
 }

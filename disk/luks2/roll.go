@@ -1,0 +1,116 @@
+package luks2
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"hpcr/agent/secret"
+)
+
+// Roll gives the volume another passphrase, and only that one. Order of
+// writes, each made durable: the free key slot, the header copies with the next
+// generation, zeros over the old slot. The header that names the old slot and
+// the slot itself stand until one that names the new slot does: a power cut at
+// any write leaves a volume that the old or the new passphrase opens.
+func (o *Opened) Roll(dev Device, name string, passphrase *secret.Secret, cost KDF) error {
+	if err := cost.Check(); err != nil {
+		return err
+	}
+	id := 1 - o.h.meta.slots[0].id
+	s, area, err := newSlot(id, slotStart+int64(id)*areaSize, o.Key, passphrase, cost)
+	if err != nil {
+		return err
+	}
+	if err := writeSync(dev, area, s.area.offset); err != nil {
+		return fmt.Errorf("write key slot: %w", err)
+	}
+	m := *o.h.meta
+	m.slots = []keyslot{s}
+	h := *o.h
+	h.meta = &m
+	o.h, o.areas = &h, map[region][]byte{s.area: area}
+	if err := o.write(dev, name, o.State, o.Generation+1); err != nil {
+		return err
+	}
+	return o.Tidy(dev)
+}
+
+// Tidy ends a roll that was cut off after its header was written: the area
+// that no header names goes back to zeros. Both header copies must be Fresh.
+func (o *Opened) Tidy(dev Device) error {
+	if !o.Fresh {
+		return errors.New("a header copy that may name the other key slot is still there")
+	}
+	return wipeArea(dev, region{slotStart + int64(1-o.h.meta.slots[0].id)*areaSize, areaSize})
+}
+
+// ErrNoRoll is a foreign volume whose key slot we do not change.
+var ErrNoRoll = errors.New("the passphrase of this volume can be changed only by cryptsetup")
+
+// Roll replaces one key slot of a foreign LUKS2 volume, as cryptsetup
+// luksChangeKey does, in the same order of writes as for a volume of ours. Its
+// other slots stay. LUKS1, and a header without room, are ErrNoRoll.
+func (im *Image) Roll(dev Device, slot int, key, passphrase *secret.Secret, cost KDF) error {
+	if im.foreign == nil {
+		return ErrNoRoll
+	}
+	if err := cost.Check(); err != nil {
+		return err
+	}
+	old := slices.IndexFunc(im.foreign.meta.slots, func(s keyslot) bool { return s.id == slot })
+	id, at, ok := im.foreign.meta.room()
+	if old < 0 || !ok {
+		return ErrNoRoll
+	}
+	s, area, err := newSlot(id, at, key, passphrase, cost)
+	if err != nil {
+		return err
+	}
+	if err := writeSync(dev, area, at); err != nil {
+		return fmt.Errorf("write key slot: %w", err)
+	}
+	m := *im.foreign.meta
+	gone := m.slots[old].area
+	m.slots = slices.Delete(slices.Clone(m.slots), old, old+1)
+	m.slots = append(m.slots, s)
+	slices.SortFunc(m.slots, func(a, b keyslot) int { return a.id - b.id })
+	h := *im.foreign
+	h.meta, h.seq = &m, h.seq+1
+	if err := h.writeBoth(dev); err != nil {
+		return err
+	}
+	areas := maps.Clone(im.areas)
+	delete(areas, gone)
+	areas[s.area] = area
+	im.foreign, im.areas = &h, areas
+	return wipeArea(dev, gone)
+}
+
+// room finds an id and a place for one more key slot where cryptsetup would
+// look for it.
+func (m *metadata) room() (id int, at int64, ok bool) {
+	if len(m.slots) >= maxSlots {
+		return 0, 0, false
+	}
+	for slices.ContainsFunc(m.slots, func(s keyslot) bool { return s.id == id }) {
+		id++
+	}
+	end := min(foreignSlotsStart+m.keyslotsSize, m.dataOffset)
+	for at = foreignSlotsStart; at+areaSize <= end; at += areaSize {
+		if !slices.ContainsFunc(m.slots, func(s keyslot) bool { return s.area.overlaps(region{at, areaSize}) }) {
+			return id, at, true
+		}
+	}
+	return 0, 0, false
+}
+
+func (m *metadata) slotIDs() []string {
+	ids := make([]string, len(m.slots))
+	for i, s := range m.slots {
+		ids[i] = strconv.Itoa(s.id)
+	}
+	return ids
+}

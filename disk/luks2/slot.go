@@ -1,0 +1,41 @@
+package luks2
+
+import (
+	"bytes"
+	"fmt"
+
+	"hpcr/agent/secret"
+)
+
+// newSlot makes a key slot that opens key with passphrase, and the content of
+// its area. The caller writes the area before any header names it.
+func newSlot(id int, at int64, key, passphrase *secret.Secret, cost KDF) (keyslot, []byte, error) {
+	s := keyslot{id: id, area: region{at, areaSize}, afHash: "sha256", priority: -1,
+		kdf: kdf{kind: "argon2id", cost: cost, salt: random(saltSize)}}
+	slotKey, err := s.kdf.slotKey(passphrase.Bytes())
+	if err != nil {
+		return s, nil, fmt.Errorf("derive: %w", err)
+	}
+	defer clear(slotKey)
+	area := make([]byte, areaSize)
+	stripes := afSplit(key.Bytes(), hashes[s.afHash])
+	copy(area, stripes)
+	clear(stripes)
+	return s, area, cryptArea(slotKey, area[:keySize*afStripes], true)
+}
+
+// wipeArea overwrites key material that no header names any more.
+func wipeArea(dev Device, a region) error {
+	b := make([]byte, a.size)
+	if _, err := dev.ReadAt(b, a.offset); err != nil {
+		return fmt.Errorf("read key slot: %w", err)
+	}
+	if bytes.Count(b, []byte{0}) == len(b) {
+		return nil
+	}
+	clear(b)
+	if err := writeSync(dev, b, a.offset); err != nil {
+		return fmt.Errorf("wipe key slot: %w", err)
+	}
+	return nil
+}
