@@ -37,7 +37,8 @@ type Content struct {
 	Layout Layout
 	// Partitions counts those of a partitioned disk; 0 when there is no table.
 	Partitions int
-	// Start and Size bound the volume (LUKS header included), in bytes.
+	// Start and Size bound the volume (LUKS header included), in bytes; of
+	// Foreign content, a LUKS header that the gate refused.
 	Start, Size int64
 	// Image is the volume's header, read once; nil for Blank and Foreign.
 	Image *luks2.Image
@@ -131,7 +132,7 @@ func probeVolume(r io.ReaderAt, start, size int64) (Content, error) {
 	case luks2.Interrupted:
 		c.Kind = Interrupted
 	case luks2.Refused:
-		return Content{Kind: Foreign, Reason: im.Reason()}, nil
+		c.Kind, c.Image, c.Reason = Foreign, nil, im.Reason()
 	default:
 		return Content{}, nil
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -91,6 +92,17 @@ func wipe(keys []*secret.Secret) {
 // emit writes a result byte for byte.
 func emit(cmd *cobra.Command, b []byte) error {
 	if _, err := cmd.OutOrStdout().Write(b); err != nil {
+		return usage("write the result: %w", err)
+	}
+	return nil
+}
+
+// emitJSON writes a result as one JSON object. Messages have HPCR's "->", which
+// stays readable.
+func emitJSON(cmd *cobra.Command, v any) error {
+	e := json.NewEncoder(cmd.OutOrStdout())
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
 		return usage("write the result: %w", err)
 	}
 	return nil

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -53,14 +52,12 @@ could not be read, or no key given opens it.`,
 				return usage("%w", err)
 			}
 			if asJSON {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetEscapeHTML(false)
-				err = e.Encode(x)
-			} else {
-				err = printExplanation(cmd.OutOrStdout(), x)
+				err = emitJSON(cmd, x)
+			} else if err = printExplanation(cmd.OutOrStdout(), x); err != nil {
+				err = usage("write the result: %w", err)
 			}
 			if err != nil {
-				return usage("write the result: %w", err)
+				return err
 			}
 			if !x.Readable {
 				return &exitError{code: 1}

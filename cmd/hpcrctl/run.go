@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -130,9 +129,7 @@ func runGuest(cmd *cobra.Command, o runOptions) error {
 		kept = true
 	}
 	if o.json {
-		e := json.NewEncoder(cmd.OutOrStdout())
-		e.SetEscapeHTML(false) // messages have HPCR's "->"
-		if err := e.Encode(r); err != nil {
+		if err := emitJSON(cmd, r); err != nil {
 			return err
 		}
 	} else {

@@ -20,7 +20,7 @@ func newVolumeCmd() *cobra.Command {
 		Long: `A data volume is LUKS2 with an ordinary passphrase: whoever has the seeds of
 both contract sections can open it with stock cryptsetup, without this project.`,
 	}
-	cmd.AddCommand(newVolumePassphraseCmd())
+	cmd.AddCommand(newVolumePassphraseCmd(), newVolumeInspectCmd(), newVolumeCheckCmd(), newVolumeResealCmd())
 	return cmd
 }
 

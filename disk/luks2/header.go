@@ -82,8 +82,25 @@ func (h *header) encode() []byte {
 // parseHeader is a header that somebody wrote so.
 var errTorn = errors.New("no header, or a torn one")
 
-// parseHeader reads one copy of exactly headerSize bytes.
+// parseHeader reads one copy of exactly headerSize bytes. A sealed one must be
+// in our profile's canonical form.
 func parseHeader(b []byte, secondary bool, size int64) (*header, error) {
+	h, err := gateHeader(b, secondary, size)
+	if err != nil || h.meta.seal == nil {
+		return h, err
+	}
+	if err := checkProfile(h.meta); err != nil {
+		return nil, err
+	}
+	h.binary = nil
+	if h.seq != h.meta.seal.generation || subtle.ConstantTimeCompare(h.encode(), b) != 1 {
+		return nil, fmt.Errorf("the header is not in our profile's canonical form")
+	}
+	return h, nil
+}
+
+// gateHeader reads one copy and holds it against what any header must be.
+func gateHeader(b []byte, secondary bool, size int64) (*header, error) {
 	h := &header{secondary: secondary}
 	magic, at := magicPrimary, uint64(0)
 	if secondary {
@@ -112,17 +129,7 @@ func parseHeader(b []byte, secondary bool, size int64) (*header, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.meta = meta
-	if meta.seal == nil {
-		h.binary = bytes.Clone(b[:binarySize])
-		return h, nil
-	}
-	if err := checkProfile(meta); err != nil {
-		return nil, err
-	}
-	if h.seq != meta.seal.generation || subtle.ConstantTimeCompare(h.encode(), b) != 1 {
-		return nil, fmt.Errorf("the header is not in our profile's canonical form")
-	}
+	h.meta, h.binary = meta, bytes.Clone(b[:binarySize])
 	return h, nil
 }
 

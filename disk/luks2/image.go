@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"hpcr/agent/secret"
 )
 
 // Kind is what a device's first bytes are.
@@ -49,6 +51,30 @@ func (im *Image) Generation() uint64 {
 		return 0
 	}
 	return im.candidates[0].meta.seal.generation
+}
+
+// Profile is the version of our profile that the header has; 0 = not ours.
+func (im *Image) Profile() int {
+	if len(im.candidates) == 0 {
+		return 0
+	}
+	return profileVersion
+}
+
+// Fresh: both header copies of a volume of ours hold, and say the same.
+func (im *Image) Fresh() bool { return im.fresh }
+
+// Opens says whether the passphrase opens a foreign LUKS2 volume. It finds the
+// key, and forgets it.
+func (im *Image) Opens(passphrase *secret.Secret) error {
+	if im.foreign == nil {
+		return errors.New("only LUKS2 can be tried")
+	}
+	key, err := openSlot(im.foreign, im.areas, passphrase.Bytes())
+	if err == nil {
+		key.Wipe()
+	}
+	return err
 }
 
 // MaxMemoryKiB is what the dearest key slot needs.
