@@ -71,8 +71,8 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 		return fail("HPL02005E", err, "this image cannot make a "+s.Filesystem+" file system: use ext4")
 	}
 	parts, err := layout(d.size)
-	if err != nil {
-		return fail("HPL07003E", err, fmt.Sprintf("the disk is too small: a volume needs at least %d MiB", minDiskSize/mib))
+	if room := int64(minDiskSize) + fs.minSize - filesystems["ext4"].minSize; err != nil || d.size < room {
+		return fail("HPL07003E", err, fmt.Sprintf("the disk is too small: a volume with %s needs at least %d MiB", s.Filesystem, room/mib))
 	}
 
 	op.Log.Warn("creating a new volume: everything on this disk is lost", "volume", s.Name, "disk", d.name, "bytes", d.size)
@@ -115,7 +115,7 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 	defer f.Close()
 	dev := part{f, d.content.Start, d.content.Size}
 	if im.Kind() == luks2.ForeignLUKS {
-		return op.openForeign(ctx, s, v, d, dev, p)
+		return op.openForeign(ctx, s, v, d, f, dev, p)
 	}
 	for i, passphrase := range s.trials() {
 		var o *luks2.Opened
@@ -140,10 +140,39 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 				return err
 			}
 		}
+		if dev.size, err = op.grow(s, d, f); err != nil {
+			return err
+		}
 		v.Kind = string(Ours)
 		return op.finish(ctx, s, v, dev, p, o)
 	}
 	return err
+}
+
+// grow mends and extends the partition table of a disk that has grown, and
+// returns the volume's size. It comes after the volume has opened: before, the
+// disk may be somebody else's.
+func (op *opener) grow(s Spec, d *found, f *os.File) (int64, error) {
+	g := d.content.table
+	if g == nil {
+		return d.content.Size, nil // the whole disk
+	}
+	if !g.writable(d.size, d.block) {
+		return d.content.Size, nil
+	}
+	if grown := g.grow(1, d.size, d.block); !grown && !g.mended {
+		return d.content.Size, nil
+	}
+	op.Log.Warn("the partition table is written anew", "volume", s.Name, "disk", d.name, "mended", g.mended, "bytes", g.parts[1].size)
+	mbr := make([]byte, d.block)
+	_, err := f.ReadAt(mbr, 0)
+	if err == nil {
+		err = g.write(f, d.size, d.block, mbr)
+	}
+	if err != nil {
+		return 0, hpl.Wrap(err, "HPL07004E", s.Path, "the partition could not be extended to the disk's new size")
+	}
+	return g.parts[1].size, nil
 }
 
 // checkGeneration holds a header against the contract's floor, before anything
@@ -213,17 +242,17 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, dev part, p pla
 	return nil
 }
 
-func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, dev part, p place) error {
-	f, err := d.content.Image.Foreign()
+func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, f *os.File, dev part, p place) error {
+	header, err := d.content.Image.Foreign()
 	if err != nil {
 		return hpl.Wrap(err, "HPL02003E", s.Path, "the volume cannot be read")
 	}
-	p.start, p.size, p.sectorSize = dev.start+f.DataOffset, dev.size-f.DataOffset, f.SectorSize
+	p.start, p.size, p.sectorSize = dev.start+header.DataOffset, dev.size-header.DataOffset, header.SectorSize
 	if err := s.checkGeneration(0); err != nil {
 		return err
 	}
 	for i, passphrase := range s.trials() {
-		key, slot, err := liftForeign(ctx, f, passphrase, d.node(), v.mapName, p)
+		key, slot, err := liftForeign(ctx, header, passphrase, d.node(), v.mapName, p)
 		if errors.Is(err, luks2.ErrPassphrase) {
 			continue
 		}
@@ -237,6 +266,10 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 				return err
 			}
 		}
+		if dev.size, err = op.grow(s, d, f); err != nil {
+			return err
+		}
+		p.size = dev.size - header.DataOffset
 		v.Kind = string(ForeignLUKS)
 		op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind)
 		return op.attach(s, v, p, key)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -92,18 +94,55 @@ func TestRunTool(t *testing.T) {
 	}
 }
 
-func TestDetectFilesystem(t *testing.T) {
+// Superblocks of the real tools: kind, size and block size are what they were
+// told to make.
+func TestReadSuperblock(t *testing.T) {
+	const size = 320 * mib
 	for name, tt := range map[string]struct {
-		at   int
-		text string
-	}{"ext4": {1080, "\x53\xef"}, "xfs": {0, "XFSB"}, "btrfs": {0x10040, "_BHRfS_M"}, "": {100, "x"}} {
-		r := ram{make([]byte, mib)}
-		copy(r.b[tt.at:], tt.text)
-		if got, err := detectFilesystem(r); got != name || (err != nil) != (name == "") {
-			t.Errorf("got %q, %v, want %q", got, err, name)
+		make []string
+		want superblock
+	}{
+		"ext4":             {filesystems["ext4"].make, superblock{"ext4", size, 4096}},
+		"ext4, 1 KiB":      {[]string{"mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", "-O", "^64bit"}, superblock{"ext4", size, 1024}},
+		"ext2":             {[]string{"mke2fs", "-q", "-F", "-t", "ext2", "-b", "4096"}, superblock{"ext4", size, 4096}}, // the same driver
+		"xfs":              {filesystems["xfs"].make, superblock{"xfs", size, 4096}},
+		"btrfs":            {filesystems["btrfs"].make, superblock{"btrfs", size, 4096}},
+		"another, refused": {[]string{"mkfs.vfat"}, superblock{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			img := filepath.Join(t.TempDir(), "fs")
+			f, err := os.Create(img)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := f.Truncate(size); err != nil {
+				t.Fatal(err)
+			}
+			run(t, tt.make[0], append(tt.make[1:len(tt.make):len(tt.make)], img)...)
+			if got, err := readSuperblock(f); got != tt.want || (err != nil) != (tt.want.kind == "") {
+				t.Errorf("got %+v, %v, want %+v", got, err, tt.want)
+			}
+		})
+	}
+	for name, r := range map[string]ram{"too short": {make([]byte, 512)}, "zeros": {make([]byte, mib)}} {
+		if _, err := readSuperblock(r); err == nil {
+			t.Errorf("%s: read", name)
 		}
 	}
-	if _, err := detectFilesystem(ram{make([]byte, 512)}); err == nil {
-		t.Error("a volume too short was read")
+}
+
+// Property: no panic, and a size that the growing code can be trusted with.
+func FuzzSuperblock(f *testing.F) {
+	for at, text := range map[int]string{1080: "\x53\xef", 0: "XFSB\x00\x00\x10\x00", 0x10040: "_BHRfS_M"} {
+		b := make([]byte, 68<<10)
+		copy(b[at:], text)
+		f.Add(b)
 	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := readSuperblock(bytes.NewReader(b))
+		if err == nil && (s.size <= 0 || s.block < 512 || s.size%s.block != 0) {
+			t.Fatalf("%+v", s)
+		}
+	})
 }

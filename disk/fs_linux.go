@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -19,8 +18,10 @@ import (
 type filesystem struct {
 	make      []string // command and arguments before the device
 	makeLimit time.Duration
+	minSize   int64    // bytes that make needs
 	check     []string // nil: the kernel replays its journal at mount, no more
 	options   string   // for mount
+	grow      func(mount *os.File, bytes, block int64) error
 }
 
 // filesystems by the name that the contract uses.
@@ -29,10 +30,22 @@ var filesystems = map[string]filesystem{
 		make:      []string{"mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"},
 		makeLimit: 10 * time.Minute,
 		check:     []string{"e2fsck", "-p"},
+		minSize:   16 * mib,
 		options:   "errors=remount-ro",
+		grow:      growExt4,
 	},
-	"xfs":   {make: []string{"mkfs.xfs", "-q", "-f", "-K"}, makeLimit: 10 * time.Minute},
-	"btrfs": {make: []string{"mkfs.btrfs", "-q", "-f", "-K"}, makeLimit: 10 * time.Minute},
+	// xfs and btrfs are checked by their own log when they are mounted; what
+	// that does not mend is for xfs_repair or btrfs check, by hand.
+	"xfs": {
+		make: []string{"mkfs.xfs", "-q", "-f", "-K"}, makeLimit: 10 * time.Minute,
+		minSize: 300 * mib, // of xfsprogs
+		grow:    growXFS,
+	},
+	"btrfs": {
+		make: []string{"mkfs.btrfs", "-q", "-f", "-K"}, makeLimit: 10 * time.Minute,
+		minSize: 114 * mib, // of btrfs-progs, for data and metadata apart
+		grow:    growBtrfs,
+	},
 }
 
 const (
@@ -124,19 +137,38 @@ func createMetadata(ctx context.Context, node string) error {
 	return runTool(ctx, filesystems["ext4"].makeLimit, append(command, "-L", "metadata", node, strconv.Itoa(metadataSize/4096))...)
 }
 
-// detectFilesystem says which of the table's file systems r holds.
-func detectFilesystem(r io.ReaderAt) (string, error) {
+// superblock is what a file system says of itself.
+type superblock struct {
+	kind  string
+	size  int64 // bytes
+	block int64 // bytes
+}
+
+// readSuperblock says which of the table's file systems r holds.
+func readSuperblock(r io.ReaderAt) (superblock, error) {
 	head := make([]byte, 68<<10)
 	if _, err := r.ReadAt(head, 0); err != nil {
-		return "", fmt.Errorf("read file system: %w", err)
+		return superblock{}, fmt.Errorf("read file system: %w", err)
 	}
+	var s superblock
+	var blocks uint64
+	le := binary.LittleEndian
 	switch {
-	case bytes.HasPrefix(head[0x10040:], []byte("_BHRfS_M")):
-		return "btrfs", nil
-	case strings.HasPrefix(string(head[:4]), "XFSB"):
-		return "xfs", nil
-	case binary.LittleEndian.Uint16(head[1080:]) == 0xEF53:
-		return "ext4", nil
+	case bytes.HasPrefix(head[0x10040:], []byte("_BHRfS_M")): // btrfs_super_block
+		s.kind, s.block, blocks = "btrfs", int64(le.Uint32(head[0x10090:])), le.Uint64(head[0x10070:])/uint64(max(1, le.Uint32(head[0x10090:])))
+	case bytes.HasPrefix(head, []byte("XFSB")): // xfs_dsb
+		s.kind, s.block, blocks = "xfs", int64(binary.BigEndian.Uint32(head[4:])), binary.BigEndian.Uint64(head[8:])
+	case le.Uint16(head[1024+0x38:]) == 0xEF53: // ext4_super_block
+		s.kind, s.block, blocks = "ext4", 1024<<min(le.Uint32(head[1024+0x18:]), 10), uint64(le.Uint32(head[1024+4:]))
+		if le.Uint32(head[1024+0x60:])&0x80 != 0 { // 64bit
+			blocks |= uint64(le.Uint32(head[1024+0x150:])) << 32
+		}
+	default:
+		return s, errors.New("no known file system in the volume")
 	}
-	return "", errors.New("no known file system in the volume")
+	if s.block < 512 || s.block > 64<<10 || s.block&(s.block-1) != 0 || blocks == 0 || blocks > 1<<46 {
+		return s, errors.New("the file system's superblock is damaged")
+	}
+	s.size = int64(blocks) * s.block
+	return s, nil
 }

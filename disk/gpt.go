@@ -41,6 +41,7 @@ type partition struct {
 	kind  [16]byte
 	start int64 // bytes
 	size  int64
+	entry int // its number in the table
 }
 
 // layout is what a new disk of this size gets.
@@ -50,8 +51,8 @@ func layout(size int64) ([]partition, error) {
 	}
 	end := (size - tailSize) / mib * mib
 	return []partition{
-		{"metadata", typeLinux, metadataStart, metadataSize},
-		{"data", typeLUKS, dataStart, end - dataStart},
+		{"metadata", typeLinux, metadataStart, metadataSize, 0},
+		{"data", typeLUKS, dataStart, end - dataStart, 1},
 	}, nil
 }
 
@@ -110,58 +111,173 @@ func writeGPT(w io.WriterAt, size, block int64, parts []partition) error {
 	return nil
 }
 
-// errNoGPT: the disk has no GUID partition table.
-var errNoGPT = errors.New("no partition table")
+// gpt is a GUID partition table that was read.
+type gpt struct {
+	parts   []partition // in the order of their entries
+	header  []byte      // of the primary table, UEFI 2.10 §5.3.2
+	entries []byte
+	place   int64 // block of the primary's entries
+	mended  bool  // read from the backup: the primary is damaged
+}
 
-// readGPT reads the primary table. The backup is never used: a disk whose
-// primary table is damaged is for its owner to mend.
-func readGPT(r io.ReaderAt, size, block int64) ([]partition, error) {
+// Errors of readGPT.
+var (
+	errNoGPT  = errors.New("no partition table")
+	errBadGPT = errors.New("the partition table is damaged")
+	errShrunk = errors.New("the disk is smaller than its partition table says")
+)
+
+// readGPT reads the primary table; the backup at the disk's end only if the
+// primary is damaged, as a power cut while the table grows leaves it.
+func readGPT(r io.ReaderAt, size, block int64) (*gpt, error) {
+	g, err := readTable(r, size, block, 1)
+	if !errors.Is(err, errBadGPT) {
+		return g, err
+	}
+	b, berr := readTable(r, size, block, size/block-1)
+	if berr != nil {
+		return nil, err
+	}
+	// Make of it what the primary should be.
+	le := binary.LittleEndian
+	le.PutUint64(b.header[24:], 1)
+	le.PutUint64(b.header[32:], uint64(size/block-1))
+	le.PutUint64(b.header[72:], 2)
+	b.place, b.mended = 2, true
+	return b, nil
+}
+
+// readTable reads the table whose header stands in block self.
+func readTable(r io.ReaderAt, size, block, self int64) (*gpt, error) {
 	h := make([]byte, block)
-	if _, err := r.ReadAt(h, block); err != nil {
+	if _, err := r.ReadAt(h, self*block); err != nil {
 		return nil, fmt.Errorf("read partition table: %w", err)
 	}
 	if !bytes.HasPrefix(h, []byte(gptMagic)) {
 		return nil, errNoGPT
 	}
+	h = h[:gptHeader]
 	le := binary.LittleEndian
 	sum := le.Uint32(h[16:])
 	clear(h[16:20])
-	table, last := int64(le.Uint64(h[72:])), size/block
-	if le.Uint32(h[12:]) != gptHeader || crc32.ChecksumIEEE(h[:gptHeader]) != sum || le.Uint64(h[24:]) != 1 ||
+	place, last := int64(le.Uint64(h[72:])), size/block
+	if le.Uint32(h[12:]) != gptHeader || crc32.ChecksumIEEE(h) != sum || le.Uint64(h[24:]) != uint64(self) ||
 		le.Uint32(h[80:]) != gptEntries || le.Uint32(h[84:]) != gptEntrySize ||
-		table < 2 || table > last-(gptTable+block-1)/block {
+		place < 2 || place > last-(gptTable+block-1)/block {
 		return nil, errBadGPT
 	}
-	entries := make([]byte, gptTable)
-	if _, err := r.ReadAt(entries, table*block); err != nil {
+	g := &gpt{header: h, entries: make([]byte, gptTable), place: place}
+	if _, err := r.ReadAt(g.entries, place*block); err != nil {
 		return nil, fmt.Errorf("read partition table: %w", err)
 	}
-	if crc32.ChecksumIEEE(entries) != le.Uint32(h[88:]) {
+	if crc32.ChecksumIEEE(g.entries) != le.Uint32(h[88:]) {
 		return nil, errBadGPT
 	}
-	var parts []partition
-	for e := range slices.Chunk(entries, gptEntrySize) {
-		var p partition
+	for i := range gptEntries {
+		e := g.entries[i*gptEntrySize:]
+		p := partition{entry: i}
 		copy(p.kind[:], e)
 		if p.kind == [16]byte{} {
 			continue
 		}
 		from, to := le.Uint64(e[32:]), le.Uint64(e[40:])
-		if from < 1 || to < from || to >= uint64(last) {
+		if from < 1 || to < from || to > 1<<54 {
 			return nil, errBadGPT
 		}
+		if to >= uint64(last) {
+			return nil, errShrunk
+		}
 		p.start, p.size = int64(from)*block, int64(to-from+1)*block
-		for _, q := range parts {
+		for _, q := range g.parts {
 			if p.start < q.start+q.size && q.start < p.start+p.size {
 				return nil, errBadGPT
 			}
 		}
-		parts = append(parts, p)
+		g.parts = append(g.parts, p)
 	}
-	return parts, nil
+	return g, nil
 }
 
-var errBadGPT = errors.New("the partition table is damaged")
+// writable: the table stands where ours does, and both its places lie outside
+// of every partition. What another tool laid out otherwise is left to it.
+func (g *gpt) writable(size, block int64) bool {
+	tableBlocks := (gptTable + block - 1) / block
+	return g.place == 2 && !slices.ContainsFunc(g.parts, func(p partition) bool {
+		return p.start < (2+tableBlocks)*block || p.start+p.size > (size/block-1-tableBlocks)*block
+	})
+}
+
+// grow gives the partition the room that the disk has gained behind it, and
+// says whether there is any. Nothing is written.
+func (g *gpt) grow(part int, size, block int64) bool {
+	p := &g.parts[part]
+	for _, q := range g.parts {
+		if q.start > p.start {
+			return false // it is not the last
+		}
+	}
+	end := (size - tailSize) / mib * mib
+	if end <= p.start+p.size {
+		return false
+	}
+	p.size = end - p.start
+	le := binary.LittleEndian
+	le.PutUint64(g.entries[p.entry*gptEntrySize+40:], uint64(end/block-1))
+	last, tableBlocks := size/block-1, (gptTable+block-1)/block
+	le.PutUint64(g.header[32:], uint64(last))
+	le.PutUint64(g.header[48:], uint64(last-1-tableBlocks))
+	return true
+}
+
+// syncWriter is a disk whose writes can be made durable.
+type syncWriter interface {
+	io.WriterAt
+	Sync() error
+}
+
+// write puts the table back: the backup at the disk's end, then the primary,
+// each made durable. While one is torn, the other holds. The protective MBR,
+// whose size field no reader needs, comes last.
+func (g *gpt) write(w syncWriter, size, block int64, mbr []byte) error {
+	last, tableBlocks := size/block-1, (gptTable+block-1)/block
+	seal := func(self, other, place int64) []byte {
+		h := make([]byte, block)
+		copy(h, g.header)
+		le := binary.LittleEndian
+		le.PutUint64(h[24:], uint64(self))
+		le.PutUint64(h[32:], uint64(other))
+		le.PutUint64(h[72:], uint64(place))
+		le.PutUint32(h[88:], crc32.ChecksumIEEE(g.entries))
+		clear(h[16:20])
+		le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:gptHeader]))
+		return h
+	}
+	entries := make([]byte, tableBlocks*block)
+	copy(entries, g.entries)
+	type part struct {
+		b  []byte
+		at int64
+	}
+	for _, p := range []part{
+		{slices.Concat(entries, seal(last, 1, last-tableBlocks)), last - tableBlocks},
+		{slices.Concat(seal(1, last, g.place), entries), 1},
+	} {
+		if _, err := w.WriteAt(p.b, p.at*block); err != nil {
+			return fmt.Errorf("write partition table: %w", err)
+		}
+		if err := w.Sync(); err != nil {
+			return fmt.Errorf("write partition table: %w", err)
+		}
+	}
+	if !protective(mbr) {
+		return nil
+	}
+	binary.LittleEndian.PutUint32(mbr[458:], uint32(min(last, 0xFFFFFFFF)))
+	if _, err := w.WriteAt(mbr, 0); err != nil {
+		return fmt.Errorf("write partition table: %w", err)
+	}
+	return w.Sync()
+}
 
 func guid(text string) (g [16]byte) {
 	var a uint32

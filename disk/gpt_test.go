@@ -3,9 +3,11 @@ package disk
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -50,7 +52,7 @@ func TestLayout(t *testing.T) {
 func TestGPT(t *testing.T) {
 	const size = minDiskSize + 5*mib
 	r := partitioned(t, size, 512)
-	parts, err := readGPT(r, size, 512)
+	parts, err := partsOf(r, size, 512)
 	if err != nil || len(parts) != 2 || parts[1].start != 101*mib || parts[0].kind != typeLinux || parts[1].kind != typeLUKS {
 		t.Fatalf("%+v, %v", parts, err)
 	}
@@ -78,7 +80,7 @@ func TestGPT(t *testing.T) {
 func TestGPT4K(t *testing.T) {
 	const size = minDiskSize + 5*mib
 	r := partitioned(t, size, 4096)
-	parts, err := readGPT(r, size, 4096)
+	parts, err := partsOf(r, size, 4096)
 	if err != nil || len(parts) != 2 || parts[1].start != 101*mib {
 		t.Fatalf("%+v, %v", parts, err)
 	}
@@ -109,7 +111,7 @@ func TestGPTOfSgdisk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if parts, err := readGPT(ram{b}, size, 512); err != nil || len(parts) != tt.want {
+			if parts, err := partsOf(ram{b}, size, 512); err != nil || len(parts) != tt.want {
 				t.Errorf("%+v, %v", parts, err)
 			}
 			c, err := Probe(ram{b}, size, 512)
@@ -129,10 +131,40 @@ func FuzzGPT(f *testing.F) {
 		const size = 64 * mib
 		b := make([]byte, 64<<10)
 		copy(b, head)
-		parts, err := readGPT(ram{b}, size, 512)
-		if err != nil && parts != nil {
-			t.Fatal("partitions with an error")
+		g, err := readGPT(ram{b}, size, 512)
+		if err != nil {
+			if g != nil {
+				t.Fatal("a table with an error")
+			}
+			return
 		}
+		parts := g.parts
+		defer func() { // growing never writes outside of the two places, and shrinks nothing
+			if len(parts) == 0 || !g.writable(size, 512) {
+				return
+			}
+			before := slices.Clone(parts)
+			g.grow(len(parts)-1, size, 512)
+			for i, p := range g.parts {
+				if p.start != before[i].start || p.size < before[i].size {
+					t.Fatalf("%+v became %+v", before[i], p)
+				}
+			}
+			w := &recorder{}
+			if err := g.write(w, size, 512, b[:512]); err != nil {
+				t.Fatal(err)
+			}
+			for _, span := range w.spans {
+				if span[1] > 34*512 && span[0] < size-33*512 || span[1] > size {
+					t.Fatalf("written: %v", span)
+				}
+				for _, p := range g.parts {
+					if span[0] < p.start+p.size && p.start < span[1] {
+						t.Fatalf("written: %v, over %+v", span, p)
+					}
+				}
+			}
+		}()
 		for i, p := range parts {
 			if p.start < 512 || p.size < 512 || p.start+p.size > size {
 				t.Fatalf("outside: %+v", p)
@@ -144,6 +176,23 @@ func FuzzGPT(f *testing.F) {
 			}
 		}
 	})
+}
+
+// recorder takes writes and keeps where they went.
+type recorder struct{ spans [][2]int64 }
+
+func (r *recorder) Sync() error { return nil }
+func (r *recorder) WriteAt(b []byte, at int64) (int, error) {
+	r.spans = append(r.spans, [2]int64{at, at + int64(len(b))})
+	return len(b), nil
+}
+
+func partsOf(r io.ReaderAt, size, block int64) ([]partition, error) {
+	g, err := readGPT(r, size, block)
+	if err != nil {
+		return nil, err
+	}
+	return g.parts, nil
 }
 
 // run calls a program of the host that judges or makes what we read.

@@ -98,7 +98,7 @@ func bringUp() (io.Writer, error) {
 	if err := json.Unmarshal(list, &modules); err != nil {
 		return nil, err
 	}
-	for _, path := range append(modules.Groups["base"], modules.Groups["disk"]...) {
+	for _, path := range slices.Concat(modules.Groups["base"], modules.Groups["disk"], modules.Groups["xfs"], modules.Groups["btrfs"]) {
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, err
@@ -291,6 +291,54 @@ func others(t *testing.T, keep ...string) []string {
 	return names
 }
 
+// TestFilesystems: each kind is made, mounted without setuid and devices, and
+// keeps a file.
+func TestFilesystems(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs", "btrfs"} {
+		t.Run(kind, func(t *testing.T) {
+			s := spec("fs-"+kind, guestPass)
+			s.Filesystem = kind
+			v := open(t, options(t), s)[0]
+			if !v.Created || v.Filesystem != kind || v.Grown {
+				t.Errorf("%+v", v)
+			}
+			if err := os.WriteFile(v.Mount+"/file", []byte("kept"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			mounts, err := os.ReadFile("/proc/self/mounts")
+			if err != nil || !strings.Contains(string(mounts), v.Mount+" "+kind+" rw,nosuid,nodev,") {
+				t.Errorf("%v\n%s", err, mounts)
+			}
+		})
+	}
+}
+
+// TestGrown: the host has made the disks larger, and so are the volumes.
+func TestGrown(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs", "btrfs"} {
+		t.Run(kind, func(t *testing.T) {
+			for boot, grown := range []bool{true, false} {
+				t.Run(fmt.Sprint("boot ", boot+1), func(t *testing.T) {
+					v := open(t, patient(t), spec("fs-"+kind, guestPass))[0]
+					if v.Created || v.Grown != grown {
+						t.Errorf("%+v", v)
+					}
+					if b, err := os.ReadFile(v.Mount + "/file"); err != nil || string(b) != "kept" {
+						t.Errorf("%q, %v", b, err)
+					}
+					var st unix.Statfs_t
+					if err := unix.Statfs(v.Mount, &st); err != nil {
+						t.Fatal(err)
+					}
+					if size := int64(st.Blocks) * st.Bsize; size < 460<<20 {
+						t.Errorf("%d MiB", size>>20)
+					}
+				})
+			}
+		})
+	}
+}
+
 // TestForeign: volumes that cryptsetup made open, and keep their data.
 func TestForeign(t *testing.T) {
 	for _, name := range []string{"stock-argon", "stock-pbkdf", "stock-luks1", "stock-part"} {
@@ -310,11 +358,41 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestRoll: previous seeds open and are replaced, in ours and in cryptsetup's
+// volumes; the next boot needs them no more, and they open no more.
+func TestRoll(t *testing.T) {
+	to := strings.Repeat("c", 64)
+	for _, name := range []string{"fs-ext4", "stock-argon", "stock-part"} {
+		t.Run(name, func(t *testing.T) {
+			s := spec(name, to)
+			s.Previous = []*secret.Secret{secret.FromString(strings.Repeat("d", 64)), secret.FromString(guestPass)}
+			for boot, rolled := range []bool{true, false} {
+				t.Run(fmt.Sprint("boot ", boot+1), func(t *testing.T) {
+					if v := open(t, patient(t), s)[0]; v.Rolled != rolled || v.Created {
+						t.Errorf("%+v", v)
+					} else if _, err := os.Stat(v.Mount + "/file"); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			refused(t, patient(t), "HPL02003E", spec(name, guestPass))
+			s.Passphrases[0] = secret.FromString(strings.Repeat("e", 64))
+			s.Previous = s.Previous[:1]
+			refused(t, patient(t), "HPL02125E", s)
+		})
+	}
+}
+
 // TestRefused: the host changed or swapped a disk. Each is refused with its
 // code, at once, and vm_test.go finds every byte of it as it was.
 func TestRefused(t *testing.T) {
 	short := spec("short", guestPass)
 	short.MayCreate = false
+	there := func(name string) Spec { s := spec(name, guestPass); s.Existing = true; return s }
+	newer := spec("kept", guestPass)
+	newer.MinGeneration = 3
+	newerStock := spec("stock-argon", guestPass)
+	newerStock.MinGeneration = 1
 	tests := map[string]struct {
 		code hpl.Code
 		spec Spec
@@ -330,6 +408,10 @@ func TestRefused(t *testing.T) {
 		"seal removed":                             {"HPL02003E", spec("stripped", guestPass)},
 		"another volume's disk with equal seeds":   {"HPL02003E", spec("renamed", guestPass)},
 		"a new volume with seeds of the old style": {"HPL02002E", short},
+		"an empty disk for a volume that exists":   {"HPL02003E", there("short")},
+		"a header older than the contract's floor": {"HPL02003E", newer},
+		"a foreign volume where a floor is given":  {"HPL02003E", newerStock},
+		"the disk is smaller than it was":          {"HPL02003E", spec("shrunk", guestPass)},
 		"two disks with one serial":                {"HPL02121E", spec("twin", guestPass)},
 		"a disk too small":                         {"HPL07003E", spec("small", guestPass)},
 	}
@@ -351,15 +433,30 @@ func TestRefused(t *testing.T) {
 		o.Exclude = others(t, "kept", "short")
 		refused(t, o, "HPL02003E", spec("missing", strings.Repeat("0", 64)))
 	})
+	t.Run("LUKS1 is left to cryptsetup", func(t *testing.T) {
+		s := spec("stock-luks1", strings.Repeat("c", 64))
+		s.Previous = []*secret.Secret{secret.FromString(guestPass)}
+		refused(t, patient(t), "HPL02125E", s)
+	})
+	t.Run("new seeds of the old style do not become a key slot", func(t *testing.T) {
+		s := spec("stock-pbkdf", strings.Repeat("c", 64))
+		s.Previous, s.MayCreate = []*secret.Secret{secret.FromString(guestPass)}, false
+		refused(t, patient(t), "HPL02125E", s)
+	})
 	t.Run("a mount path of the guest's own", func(t *testing.T) {
 		s := spec("short", guestPass)
 		s.Mount = "/etc"
 		refused(t, patient(t), "HPL02007E", s)
 	})
-	t.Run("a file system that this image cannot make", func(t *testing.T) {
+	t.Run("a disk too small for its file system", func(t *testing.T) {
 		s := spec("short", guestPass)
-		s.Filesystem = "btrfs"
-		refused(t, patient(t), "HPL02005E", s)
+		s.Filesystem = "xfs"
+		refused(t, patient(t), "HPL07003E", s)
+	})
+	t.Run("an empty disk without a name for a volume that exists", func(t *testing.T) {
+		o := patient(t)
+		o.Exclude = others(t, "short")
+		refused(t, o, "HPL02003E", there("missing"))
 	})
 }
 

@@ -42,6 +42,7 @@ type Content struct {
 	Start, Size int64
 	// Image is the volume's header, read once; nil for Blank and Foreign.
 	Image *luks2.Image
+	table *gpt // of a partitioned disk
 	// Reason says why the content is Foreign, in our own words.
 	Reason error
 }
@@ -83,11 +84,11 @@ func Probe(r io.ReaderAt, size, block int64) (Content, error) {
 			return data, nil
 		}
 	}
-	parts, err := readGPT(r, size, block)
+	g, err := readGPT(r, size, block)
 	switch {
 	case err == nil:
-		return probeParts(r, parts)
-	case errors.Is(err, errBadGPT):
+		return probeParts(r, g)
+	case errors.Is(err, errBadGPT), errors.Is(err, errShrunk):
 		return Content{Kind: Foreign, Reason: err}, nil
 	case !errors.Is(err, errNoGPT):
 		return Content{}, err
@@ -105,7 +106,8 @@ func Probe(r io.ReaderAt, size, block int64) (Content, error) {
 	return Content{Kind: Blank, Size: size}, nil
 }
 
-func probeParts(r io.ReaderAt, parts []partition) (Content, error) {
+func probeParts(r io.ReaderAt, g *gpt) (Content, error) {
+	parts := g.parts
 	if len(parts) != 2 {
 		return Content{Kind: Foreign, Layout: Partitioned, Partitions: len(parts), Reason: errors.New("not two partitions")}, nil
 	}
@@ -113,7 +115,7 @@ func probeParts(r io.ReaderAt, parts []partition) (Content, error) {
 	if err == nil && c.Kind == "" {
 		c.Kind, c.Reason = Foreign, errors.New("the second partition is not LUKS")
 	}
-	c.Layout, c.Partitions = Partitioned, 2
+	c.Layout, c.Partitions, c.table = Partitioned, 2, g
 	return c, err
 }
 

@@ -195,6 +195,54 @@ func mount(node, target, fsType, options string) error {
 	return unix.Mount(node, target, fsType, mountFlags, options)
 }
 
+// noFilesystem: the kernel does not know this kind.
+func noFilesystem(err error) bool { return errors.Is(err, unix.ENODEV) }
+
+// ioctl requests, the same on both architectures.
+const (
+	ext4Resize  = 0x40086610 // EXT4_IOC_RESIZE_FS, fs/ext4: _IOW('f', 16, __u64), blocks
+	xfsGrowData = 0x4010586E // XFS_IOC_FSGROWFSDATA, xfs_fs.h: _IOW('X', 110, struct xfs_growfs_data)
+	xfsGeometry = 0x8070587C // XFS_IOC_FSGEOMETRY_V4, xfs_fs.h: _IOR('X', 124, 112 bytes)
+	btrfsResize = 0x50009403 // BTRFS_IOC_RESIZE, btrfs.h: _IOW(0x94, 3, struct btrfs_ioctl_vol_args)
+)
+
+func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func growExt4(mount *os.File, bytes, block int64) error {
+	blocks := uint64(bytes / block)
+	return ioctl(mount, ext4Resize, unsafe.Pointer(&blocks))
+}
+
+func growXFS(mount *os.File, bytes, block int64) error {
+	var geometry struct {
+		blocksize, rtextsize, agblocks, agcount, logblocks, sectsize, inodesize, imaxpct uint32
+		_                                                                                [80]byte
+	}
+	if err := ioctl(mount, xfsGeometry, unsafe.Pointer(&geometry)); err != nil {
+		return err
+	}
+	grow := struct {
+		blocks  uint64
+		imaxpct uint32
+		_       uint32
+	}{blocks: uint64(bytes / block), imaxpct: geometry.imaxpct}
+	return ioctl(mount, xfsGrowData, unsafe.Pointer(&grow))
+}
+
+func growBtrfs(mount *os.File, _, _ int64) error {
+	args := struct {
+		fd   int64
+		name [4088]byte
+	}{}
+	copy(args.name[:], "max")
+	return ioctl(mount, btrfsResize, unsafe.Pointer(&args))
+}
+
 func unmount(target string) error { return ignoreUnmounted(unix.Unmount(target, unix.UMOUNT_NOFOLLOW)) }
 
 // detach takes a mount out of the tree although something still uses it.

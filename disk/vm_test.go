@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,8 @@ const (
 	vmPass  = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8" // guestPass of guest_test.go
 	vmLimit = 5 * time.Minute
 	vmSize  = 256 * mib
+
+	grownSize = 640 * mib
 )
 
 // TestInGuests runs guest_test.go in guests of our image: a first boot that
@@ -46,11 +49,31 @@ func TestInGuests(t *testing.T) {
 			d := disks{t: t, dir: t.TempDir()}
 
 			data, kept := d.blank("data", vmSize), d.blank("kept", vmSize)
-			g.boot(t, "^(TestFirstBoot|TestMakeKept|TestCidata)$", data, kept, d.blank("spare", vmSize), d.cut("cut"),
-				d.iso("one", "cidata"), d.fat("two", "DOUBLE"), d.fat("three", "double"))
+			kinds := []qemu.Disk{d.blank("fs-ext4", vmSize), d.blank("fs-xfs", 448*mib), d.blank("fs-btrfs", vmSize)}
+			stock := []qemu.Disk{
+				d.stock("stock-argon", false, "--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-parallel", "1", "--pbkdf-force-iterations", "4"),
+				d.stock("stock-pbkdf", false, "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "20000", "--sector-size", "512"),
+				d.stock("stock-luks1", false, "--type", "luks1", "--pbkdf-force-iterations", "20000"),
+				d.stock("stock-part", true, "--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-parallel", "2", "--pbkdf-force-iterations", "4"),
+			}
+			g.boot(t, "^(TestFirstBoot|TestMakeKept|TestCidata|TestFilesystems)$", append([]qemu.Disk{data, kept, d.blank("spare", vmSize), d.cut("cut"),
+				d.iso("one", "cidata"), d.fat("two", "DOUBLE"), d.fat("three", "double")}, kinds...)...)
 
 			d.owner(data.File)
-			g.boot(t, "^TestSecondBoot$", data)
+			for _, v := range kinds {
+				must(t, os.Truncate(v.File, grownSize))
+			}
+			g.boot(t, "^(TestSecondBoot|TestGrown|TestForeign|TestRoll)$", slices.Concat([]qemu.Disk{data}, kinds, stock)...)
+			for i, judge := range [][]string{{"e2fsck", "-fn"}, {"xfs_repair", "-n", "-f"}, {"btrfs", "check", "--readonly"}} {
+				if out := run(t, "sgdisk", "--verify", kinds[i].File); !strings.Contains(out, "No problems found") {
+					t.Errorf("%s: sgdisk: %s", kinds[i].Serial, out)
+				}
+				pass := vmPass
+				if i == 0 {
+					pass = strings.Repeat("c", 64) // it was rolled
+				}
+				run(t, judge[0], append(judge[1:], d.plain(kinds[i].File, pass))...)
+			}
 
 			if arch == "amd64" { // nothing in it depends on the machine
 				var cut []qemu.Disk
@@ -65,18 +88,13 @@ func TestInGuests(t *testing.T) {
 			hostile := []qemu.Disk{kept, d.ext4("foreign"), d.parts("onepart", 1), d.parts("twoparts", 2), d.parts("threeparts", 3),
 				d.nullCipher("nullcipher", "cipher_null-ecb"), d.nullCipher("injected", "cipher_null-ecb - 0 /dev/vda 32768 1 x"),
 				d.stripped("stripped"), d.renamed("renamed"), d.blank("short", vmSize), d.blank("small", 64*mib),
-				d.blank("twin", vmSize), {Serial: "twin", File: d.blank("twin2", vmSize).File}}
-			stock := []qemu.Disk{
-				d.stock("stock-argon", false, "--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-parallel", "1", "--pbkdf-force-iterations", "4"),
-				d.stock("stock-pbkdf", false, "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "20000", "--sector-size", "512"),
-				d.stock("stock-luks1", false, "--type", "luks1", "--pbkdf-force-iterations", "20000"),
-				d.stock("stock-part", true, "--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-parallel", "2", "--pbkdf-force-iterations", "4"),
-			}
+				d.shrunk("shrunk"), d.blank("twin", vmSize), {Serial: "twin", File: d.blank("twin2", vmSize).File}}
 			before := map[string]string{}
+			hostile = append(hostile, stock[1], stock[2]) // whose seeds the contract wants rolled
 			for _, v := range hostile {
 				before[v.File] = sum(t, v.File)
 			}
-			g.boot(t, "^(TestRefused|TestForeign)$", append(hostile, stock...)...)
+			g.boot(t, "^TestRefused$", append(hostile, stock[0])...)
 			for file, want := range before {
 				if got := sum(t, file); got != want {
 					t.Errorf("%s: the guest changed a disk that it refused", filepath.Base(file))
@@ -221,6 +239,50 @@ func (d disks) fat(name, label string) qemu.Disk {
 	return v
 }
 
+// shrunk is a volume's disk of which the host shows only the first part.
+func (d disks) shrunk(name string) qemu.Disk {
+	d.t.Helper()
+	v := d.blank(name, vmSize)
+	run(d.t, "sgdisk", "-n", "1:0:+100M", "-n", "2:0:0", v.File)
+	must(d.t, os.Truncate(v.File, vmSize-16*mib))
+	return v
+}
+
+// plain decrypts a volume of our make and returns the file with its file
+// system: the machine of the test has no device mapper.
+func (d disks) plain(file, passphrase string) string {
+	d.t.Helper()
+	f, err := os.Open(file)
+	must(d.t, err)
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	must(d.t, err)
+	c, err := Probe(f, size, 512)
+	must(d.t, err)
+	name := filepath.Base(file)
+	o, err := c.Image.Unlock(d.t.Context(), secret.FromString(passphrase), name)
+	must(d.t, err)
+	key, err := xts.NewCipher(aes.NewCipher, o.Key.Bytes())
+	must(d.t, err)
+	out, err := os.Create(file + ".plain")
+	must(d.t, err)
+	defer out.Close()
+	start, length := c.Start+o.DataOffset, (c.Size-o.DataOffset)/4096*4096
+	must(d.t, out.Truncate(length))
+	sector, zero := make([]byte, 4096), make([]byte, 4096)
+	for at := int64(0); at < length; at += 4096 {
+		_, err := f.ReadAt(sector, start+at)
+		must(d.t, err)
+		if bytes.Equal(sector, zero) {
+			continue // never written: what it decrypts to is nobody's business
+		}
+		key.Decrypt(sector, sector, uint64(at/512))
+		_, err = out.WriteAt(sector, at)
+		must(d.t, err)
+	}
+	return out.Name()
+}
+
 func (d disks) ext4(name string) qemu.Disk {
 	d.t.Helper()
 	v := d.blank(name, vmSize)
@@ -279,7 +341,7 @@ func (d disks) stock(name string, partitioned bool, args ...string) qemu.Disk {
 	volume, err := os.ReadFile(v.File)
 	must(d.t, err)
 	return d.edit(disk, func(f *os.File) {
-		parts, err := readGPT(f, vmSize, 512)
+		parts, err := partsOf(f, vmSize, 512)
 		must(d.t, err)
 		_, err = f.WriteAt(volume, parts[1].start)
 		must(d.t, err)

@@ -77,6 +77,8 @@ var reasons = map[string][2]string{
 	"bin/runc":                    {"agent/workload", `"/bin/runc"`},
 	"sbin/mke2fs":                 {"disk", `"mke2fs"`},
 	"sbin/e2fsck":                 {"disk", `"e2fsck"`},
+	"sbin/mkfs.xfs":               {"disk", `"mkfs.xfs"`},
+	"sbin/mkfs.btrfs":             {"disk", `"mkfs.btrfs"`},
 	"etc/mke2fs.conf":             {"disk", `"mke2fs"`}, // the features that Debian's users know
 	"etc/mtab":                    {"disk", `"mke2fs"`}, // asks it whether the device is in use
 	caFile:                        {"agent/boot", "/" + caFile},

@@ -25,6 +25,8 @@ func ModuleGroups(arch string) map[string][]string {
 	groups := map[string][]string{
 		"base":       {"virtio_pci", "virtio_blk", "virtio_console", "nf_tables", "nft_ct"}, // the firewall stands before the first link
 		"disk":       {"dm_mod", "dm_crypt", "aes_generic", "xts", "sha256_generic", "crc32c_generic", "ext4"},
+		"xfs":        {"xfs"},
+		"btrfs":      {"btrfs"},
 		"network":    {"virtio_net", "af_packet"},
 		"containers": {"overlay", "veth", "bridge", "nft_chain_nat", "nft_nat", "nft_masq"},
 		"vsock":      {"vmw_vsock_virtio_transport"},

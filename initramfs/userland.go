@@ -17,13 +17,14 @@ import (
 var userlandPackages = []Want{
 	{"e2fsprogs", ""}, {"libext2fs2", ""}, {"libcom-err2", ""},
 	{"libuuid1", ""}, {"libblkid1", ""}, {"libc6", ""}, {"ca-certificates", ""},
+	{"xfsprogs", ""}, {"libinih1", ""}, {"liburcu8", ""}, {"btrfs-progs", ""}, {"libudev1", ""},
 }
 
 // Packages that only the build of runc reads.
 var seccompPackages = []Want{{"libseccomp-dev", ""}, {"libseccomp2", ""}}
 
 // programs of the guest that are not ours; package disk runs them.
-var programs = []string{"sbin/e2fsck", "sbin/mke2fs"}
+var programs = []string{"sbin/e2fsck", "sbin/mke2fs", "sbin/mkfs.btrfs", "sbin/mkfs.xfs"}
 
 // addPrograms copies the programs with the libraries they need.
 func addPrograms(t *Tree, roots []string, arch string) error {

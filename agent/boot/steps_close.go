@@ -225,6 +225,11 @@ func (g *Guest) loadRest(context.Context) error {
 	if len(g.plan.Volumes) > 0 {
 		groups = append(groups, "hardware", "disk") // ciphers of the processor first: dm-crypt takes the best that is there
 	}
+	for _, v := range g.plan.Volumes {
+		if v.Filesystem != "ext4" {
+			groups = append(groups, v.Filesystem)
+		}
+	}
 	for _, group := range groups {
 		if err := g.modules.load(group); err != nil {
 			return err

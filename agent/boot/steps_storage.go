@@ -63,7 +63,7 @@ func (g *Guest) report(v *disk.Volume) {
 	}
 	g.Console.Message("HPL02002I", v.Path+"/mount", "")
 	g.note(id, event.Notice, "volume "+state, slog.String("volume", v.Name), slog.String("mount", v.Mount),
-		slog.String("kind", v.Kind), slog.Uint64("generation", v.Generation))
+		slog.String("kind", v.Kind), slog.Uint64("generation", v.Generation), slog.String("filesystem", v.Filesystem), slog.Bool("grown", v.Grown))
 	g.record.Add(attest.Fact{Name: "Volume", Text: fmt.Sprintf("%s %s %s generation %d", v.Name, state, v.Kind, v.Generation)})
 }
 
