@@ -29,7 +29,7 @@ deps: ## install what builds and tests need (Debian packages, as root)
 build: ## build the host tool and both architectures' guest binaries
 	@$(cd) mkdir -p build
 	@$(cd) CGO_ENABLED=0 go build -trimpath -o build/hpcrctl ./cmd/hpcrctl
-	@$(cd) for a in amd64 s390x; do mkdir -p build/$$a; for p in hpcr hpcr-init; do \
+	@$(cd) for a in amd64 s390x; do mkdir -p build/$$a; for p in hpcr hpcr-init hpcr-disk; do \
 	  CGO_ENABLED=0 GOOS=linux GOARCH=$$a go build -trimpath -tags '$(tags)' -ldflags '-s -w -buildid=' -o build/$$a/$$p ./cmd/$$p; done; done
 
 # A process's memory is measured without the detector, which takes most of it.

@@ -97,8 +97,8 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 		return fail("HPL02002E", err, "the volume cannot be formatted")
 	}
 	defer o.Key.Wipe()
-	v.Created, v.Kind = true, string(Ours)
-	return op.finish(ctx, s, v, dev, p, o)
+	v.Created, v.Kind = true, Ours
+	return op.finish(ctx, s, v, d, dev, p, o)
 }
 
 // open unlocks the volume on a disk and maps it. An error that is
@@ -143,8 +143,8 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 		if dev.size, err = op.grow(s, d, f); err != nil {
 			return err
 		}
-		v.Kind = string(Ours)
-		return op.finish(ctx, s, v, dev, p, o)
+		v.Kind = Ours
+		return op.finish(ctx, s, v, d, dev, p, o)
 	}
 	return err
 }
@@ -223,7 +223,7 @@ func (op *opener) roll(s Spec, v *Volume, do func(to *secret.Secret, kdf luks2.K
 
 // finish maps a volume of our make, and makes its file system where creation
 // has not come so far.
-func (op *opener) finish(ctx context.Context, s Spec, v *Volume, dev part, p place, o *luks2.Opened) error {
+func (op *opener) finish(ctx context.Context, s Spec, v *Volume, d *found, dev part, p place, o *luks2.Opened) error {
 	p.start, p.size, p.sectorSize = dev.start+o.DataOffset, dev.size-o.DataOffset, o.SectorSize
 	if err := op.attach(s, v, p, o.Key); err != nil {
 		return err
@@ -237,8 +237,17 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, dev part, p pla
 			return hpl.Wrap(err, "HPL02002E", s.Path, "the volume's header cannot be written")
 		}
 	}
-	v.Generation = o.Generation
-	op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind, "generation", v.Generation, "created", v.Created)
+	v.Generation, v.Slots = o.Generation, 1
+	return op.opened(s, v, d, dev)
+}
+
+// opened keeps what Check compares with, and tells the owner.
+func (op *opener) opened(s Spec, v *Volume, d *found, dev part) error {
+	var err error
+	if v.Header, err = headerOf(d.name, dev.start, dev.size); err != nil {
+		return hpl.Wrap(err, "HPL02003E", s.Path, "the volume's header cannot be read again")
+	}
+	op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind, "generation", v.Generation, "created", v.Created, "rolled", v.Rolled)
 	return nil
 }
 
@@ -252,7 +261,7 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 		return err
 	}
 	for i, passphrase := range s.trials() {
-		key, slot, err := liftForeign(ctx, header, passphrase, d.node(), v.mapName, p)
+		key, slot, err := liftForeign(ctx, header, passphrase, d.node(), v.Table.Mapping, p)
 		if errors.Is(err, luks2.ErrPassphrase) {
 			continue
 		}
@@ -270,19 +279,21 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 			return err
 		}
 		p.size = dev.size - header.DataOffset
-		v.Kind = string(ForeignLUKS)
-		op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind)
-		return op.attach(s, v, p, key)
+		v.Kind, v.Slots = ForeignLUKS, len(header.Slots)
+		if err := op.attach(s, v, p, key); err != nil {
+			return err
+		}
+		return op.opened(s, v, d, dev)
 	}
 	return luks2.ErrPassphrase
 }
 
 func (op *opener) attach(s Spec, v *Volume, p place, key *secret.Secret) error {
-	m, err := mapVolume(v.mapName, p, key)
+	m, table, err := mapVolume(v.Table.Mapping, p, key)
 	if err != nil {
 		return hpl.Wrap(err, "HPL02003E", s.Path, "the kernel does not map the volume")
 	}
-	v.mapping, v.Device = m, m.node
+	v.mapping, v.Device, v.Table.Sectors, v.Table.Params = m, m.node, table.sectors, table.params()
 	return nil
 }
 

@@ -55,10 +55,10 @@ func (p place) table() (table, error) {
 
 // mapVolume makes the mapping "name" over p and compares what the kernel
 // then shows with what was asked for.
-func mapVolume(name string, p place, key *secret.Secret) (*mapping, error) {
+func mapVolume(name string, p place, key *secret.Secret) (*mapping, table, error) {
 	t, err := p.table()
 	if err != nil {
-		return nil, err
+		return nil, t, err
 	}
 	id := make([]byte, 8)
 	rand.Read(id)
@@ -71,16 +71,16 @@ func mapVolume(name string, p place, key *secret.Secret) (*mapping, error) {
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, t, err
 	}
 	sectors, target, params, err := liveTable(name)
 	if err == nil && (sectors != t.sectors || target != "crypt" || string(params) != t.params()) {
 		err = errors.New("the live table is not the one that was loaded")
 	}
 	if err != nil {
-		return nil, errors.Join(err, removeMapping(name))
+		return nil, t, errors.Join(err, removeMapping(name))
 	}
-	return m, nil
+	return m, t, nil
 }
 
 // liftKey takes the key out of a live table that luks.go loaded for p, after

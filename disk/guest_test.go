@@ -142,10 +142,8 @@ func open(t *testing.T, o Options, specs ...Spec) []*Volume {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for _, v := range vols {
-			if err := v.Close(context.Background()); err != nil {
-				t.Error(err)
-			}
+		if err := CloseAll(context.Background()); err != nil {
+			t.Error(err)
 		}
 		none(t)
 	})
@@ -196,7 +194,7 @@ func patient(t *testing.T) Options {
 func TestFirstBoot(t *testing.T) {
 	t.Run("created", func(t *testing.T) {
 		v := open(t, options(t), spec("data", guestPass))[0]
-		if !v.Created || v.Kind != "ours" || v.Generation != 2 {
+		if !v.Created || v.Kind != Ours || v.Generation != 2 {
 			t.Errorf("%+v", v)
 		}
 		if err := os.WriteFile("/mnt/data/file", []byte("kept"), 0o644); err != nil {
@@ -206,7 +204,7 @@ func TestFirstBoot(t *testing.T) {
 		if err != nil || !strings.Contains(string(mounts), "/mnt/data ext4 rw,nosuid,nodev,") {
 			t.Errorf("%v\n%s", err, mounts)
 		}
-		sectors, target, params, err := liveTable(v.mapping.name)
+		sectors, target, params, err := liveTable(v.Table.Mapping)
 		if err != nil || target != "crypt" || sectors == 0 || !strings.HasPrefix(string(params), "aes-xts-plain64 :64:logon:hpcr:") ||
 			!strings.HasSuffix(string(params), " 1 sector_size:4096") {
 			t.Errorf("live table: %d %s %q %v", sectors, target, params, err)
@@ -224,10 +222,16 @@ func TestFirstBoot(t *testing.T) {
 		if b, err := os.ReadFile("/mnt/data/file"); err != nil || string(b) != "kept" {
 			t.Errorf("%q, %v", b, err)
 		}
+		if err := v.Check(); err != nil {
+			t.Errorf("a volume that nobody touched: %v", err)
+		}
 		for range 2 {
-			if err := v.Close(t.Context()); err != nil {
+			if err := CloseAll(t.Context()); err != nil {
 				t.Error(err)
 			}
+		}
+		if v.Check() == nil {
+			t.Error("a closed volume passes its check")
 		}
 	})
 	t.Run("two volumes, the second without a serial of its own", func(t *testing.T) {
@@ -242,13 +246,9 @@ func TestFirstBoot(t *testing.T) {
 		if err := os.WriteFile("/mnt/data/below/x", nil, 0o600); err != nil {
 			t.Error(err)
 		}
-		if err := vols[0].Close(t.Context()); err != nil {
-			t.Error(err)
-		}
 	})
 	t.Run("a mount in use is detached in time, and its key goes with its last user", func(t *testing.T) {
-		vols, err := OpenAll(t.Context(), []Spec{spec("data", guestPass)}, options(t))
-		if err != nil {
+		if _, err := OpenAll(t.Context(), []Spec{spec("data", guestPass)}, options(t)); err != nil {
 			t.Fatal(err)
 		}
 		f, err := os.Open("/mnt/data/file")
@@ -257,7 +257,7 @@ func TestFirstBoot(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
-		if err := vols[0].Close(ctx); err == nil {
+		if err := CloseAll(ctx); err == nil {
 			t.Error("closed under its user")
 		}
 		f.Close()
@@ -339,18 +339,44 @@ func TestGrown(t *testing.T) {
 	}
 }
 
+// TestHeaderChanged: the host writes to the header of an open volume. The check
+// says so, whatever the kernel remembers of the disk.
+func TestHeaderChanged(t *testing.T) {
+	v := open(t, patient(t), spec("data", guestPass))[0]
+	f, err := os.OpenFile("/dev/"+v.Header.Disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, v.Header.Start+600); err != nil { // in the binary header's padding
+		t.Fatal(err)
+	}
+	for _, flip := range []byte{1, 0} {
+		if _, err := f.WriteAt([]byte{b[0] ^ flip}, v.Header.Start+600); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Check(); (err != nil) != (flip == 1) {
+			t.Errorf("flipped by %d: %v", flip, err)
+		}
+	}
+}
+
 // TestForeign: volumes that cryptsetup made open, and keep their data.
 func TestForeign(t *testing.T) {
 	for _, name := range []string{"stock-argon", "stock-pbkdf", "stock-luks1", "stock-part"} {
 		t.Run(name, func(t *testing.T) {
 			v := open(t, patient(t), spec(name, strings.Repeat("0", 64), guestPass))[0]
-			if v.Created || v.Kind != "foreign-luks" {
+			if v.Created || v.Kind != ForeignLUKS {
 				t.Errorf("%+v", v)
 			}
 			if b, err := os.ReadFile(v.Mount + "/file"); err != nil || string(b) != "from the host" {
 				t.Errorf("%q, %v", b, err)
 			}
-			_, _, params, err := liveTable(v.mapping.name)
+			_, _, params, err := liveTable(v.Table.Mapping)
 			if err != nil || !strings.HasPrefix(string(params), "aes-xts-plain64 :64:logon:hpcr:") {
 				t.Errorf("live table: %q %v", params, err)
 			}

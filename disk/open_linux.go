@@ -23,10 +23,11 @@ type Spec struct {
 	Filesystem string // used at creation only; "" = ext4
 	// Passphrases in order of trial; [0] creates. A volume that opens only with
 	// one of Previous is rolled to it. Borrowed.
-	Passphrases, Previous []*secret.Secret
-	MayCreate             bool   // [0] is good enough for a new key slot
-	Existing              bool   // the volume must be there already
-	MinGeneration         uint64 // of a header that may be opened
+	Passphrases   []*secret.Secret `json:"-"`
+	Previous      []*secret.Secret `json:"-"`
+	MayCreate     bool             // [0] is good enough for a new key slot
+	Existing      bool             // the volume must be there already
+	MinGeneration uint64           // of a header that may be opened
 }
 
 // trials are all passphrases, in order.
@@ -50,8 +51,7 @@ type Options struct {
 
 const (
 	defaultWait = 900 * time.Second
-	poll        = 100 * time.Millisecond
-	settle      = 3 // polls without a change before a disk is chosen by content
+	settle      = 300 * time.Millisecond // without news before a disk is chosen by content
 	closeLimit  = 10 * time.Second
 )
 
@@ -78,7 +78,7 @@ func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
 			return nil, err
 		}
 		op.specs = append(op.specs, s)
-		op.volumes[i] = &Volume{Name: s.Name, Path: s.Path, Mount: s.Mount, mapName: fmt.Sprintf("hpcr-%d", i+1), log: o.Log}
+		op.volumes[i] = &Volume{Name: s.Name, Path: s.Path, Mount: s.Mount, Table: Table{Mapping: fmt.Sprintf("%s%d", mappingPrefix, i+1)}, log: o.Log}
 	}
 	err := op.attachAll(ctx)
 	if err == nil {
@@ -87,10 +87,8 @@ func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 		defer cancel()
-		for _, v := range slices.Backward(op.volumes) {
-			if cerr := v.Close(undo); cerr != nil {
-				o.Log.Error("closing after a failure", "volume", v.Path, "error", cerr)
-			}
+		if cerr := CloseAll(undo); cerr != nil {
+			o.Log.Error("closing after a failure", "error", cerr)
 		}
 		return nil, hpl.From(err)
 	}
@@ -136,17 +134,23 @@ type opener struct {
 
 // attachAll gives each volume its disk, mapped.
 func (op *opener) attachAll(ctx context.Context) error {
-	end := time.Now().Add(op.Wait)
-	for stable := 0; ; stable++ {
+	news, err := newUevents()
+	if err != nil {
+		return hpl.Wrap(err, "HPL02120E", "", "the guest cannot list its disks")
+	}
+	defer news.close()
+	end, changedAt := time.Now().Add(op.Wait), time.Now()
+	for {
 		changed, err := op.look()
 		if err != nil {
 			return hpl.Wrap(err, "HPL02120E", "", "the guest cannot list its disks")
 		}
 		if changed {
-			stable = 0
+			changedAt = time.Now()
 		}
+		settled := time.Since(changedAt) >= settle
 		for progress := true; progress; {
-			if progress, err = op.round(ctx, stable >= settle); err != nil {
+			if progress, err = op.round(ctx, settled); err != nil {
 				return err
 			}
 			if progress {
@@ -157,16 +161,30 @@ func (op *opener) attachAll(ctx context.Context) error {
 		if len(pending) == 0 {
 			return nil
 		}
-		if stable >= settle && time.Now().After(end) {
+		if settled && time.Now().After(end) {
 			return hpl.New("HPL02122E", op.specs[pending[0]].Path,
 				"no disk for this volume was attached: attach an empty disk, or its own, with the volume's name as serial")
 		}
-		select {
-		case <-ctx.Done():
-			return hpl.Wrap(ctx.Err(), "HPL02122E", op.specs[pending[0]].Path, "no disk for this volume was attached in time")
-		case <-time.After(poll):
+		next := end
+		if !settled {
+			next = changedAt.Add(settle)
+		}
+		if err := op.await(ctx, news, next); err != nil {
+			return hpl.Wrap(err, "HPL02122E", op.specs[pending[0]].Path, "no disk for this volume was attached in time")
 		}
 	}
+}
+
+// await sleeps until the kernel tells of a device, or until then. An error is
+// ctx's end, or a socket that fails.
+func (op *opener) await(ctx context.Context, news *uevents, then time.Time) error {
+	if d, ok := ctx.Deadline(); ok && d.Before(then) {
+		then = d
+	}
+	stop := context.AfterFunc(ctx, news.close)
+	defer stop()
+	_, err := news.wait(then)
+	return errors.Join(ctx.Err(), err)
 }
 
 // pending lists the specs without a disk, by index.

@@ -243,6 +243,73 @@ func growBtrfs(mount *os.File, _, _ int64) error {
 	return ioctl(mount, btrfsResize, unsafe.Pointer(&args))
 }
 
+// forget drops what the kernel remembers of a part of the disk: the next read
+// asks the disk.
+func forget(f *os.File, at, n int64) error {
+	if err := unix.Fadvise(int(f.Fd()), at, n, unix.FADV_DONTNEED); err != nil {
+		return fmt.Errorf("fadvise: %w", err)
+	}
+	return nil
+}
+
+// uevents is a socket on which the kernel tells of new devices.
+type uevents struct{ f *os.File }
+
+// newUevents listens before the caller looks for disks: what appears
+// afterwards is told of.
+func newUevents() (*uevents, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return nil, fmt.Errorf("uevents: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("uevents: %w", err)
+	}
+	return &uevents{os.NewFile(uintptr(fd), "uevents")}, nil
+}
+
+// wait returns true once the kernel has spoken, false at the deadline. What it
+// said does not matter, nor what was lost: the caller looks for itself. Only
+// the kernel is heard (sender 0): any process may write to such a socket.
+func (u *uevents) wait(deadline time.Time) (bool, error) {
+	if err := u.f.SetReadDeadline(deadline); err != nil {
+		return false, err
+	}
+	conn, err := u.f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var heard bool
+	var failed error
+	buf := make([]byte, 8<<10)
+	err = conn.Read(func(fd uintptr) bool {
+		for {
+			_, from, err := unix.Recvfrom(int(fd), buf, 0)
+			switch {
+			case errors.Is(err, unix.EAGAIN):
+				return heard // false: wait for more
+			case errors.Is(err, unix.ENOBUFS): // too many to keep
+				heard = true
+			case errors.Is(err, unix.EINTR):
+			case err != nil:
+				failed = err
+				return true
+			default:
+				if a, ok := from.(*unix.SockaddrNetlink); ok && a.Pid == 0 {
+					heard = true
+				}
+			}
+		}
+	})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, nil
+	}
+	return heard, errors.Join(err, failed)
+}
+
+func (u *uevents) close() { u.f.Close() }
+
 func unmount(target string) error { return ignoreUnmounted(unix.Unmount(target, unix.UMOUNT_NOFOLLOW)) }
 
 // detach takes a mount out of the tree although something still uses it.

@@ -9,30 +9,46 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
-	"time"
 
 	"hpcr/agent/hpl"
 )
 
-// Volume is an open volume.
+// Volume is an open volume: what to say of it, and what must still hold of it
+// later. Nothing in it is secret.
 type Volume struct {
-	Name       string
-	Path       string // in the contract
-	Mount      string
-	Device     string // "/dev/dm-0"
-	Created    bool   // in this boot
-	Rolled     bool   // to the contract's new seeds, in this boot
-	Grown      bool   // with its disk, in this boot
-	Filesystem string // that it holds
-	Kind       string // "ours", which is sealed, or "foreign-luks"
-	Generation uint64 // of our header; 0 for a foreign volume
+	Name       string `json:"name"`
+	Path       string `json:"path"` // in the contract
+	Mount      string `json:"mount"`
+	Device     string `json:"device"`     // "/dev/dm-0"
+	Kind       Kind   `json:"kind"`       // Ours, which is sealed, or ForeignLUKS
+	Created    bool   `json:"created"`    // in this boot
+	Rolled     bool   `json:"rolled"`     // to the contract's new seeds, in this boot
+	Grown      bool   `json:"grown"`      // with its disk, in this boot
+	Filesystem string `json:"filesystem"` // that it holds
+	Generation uint64 `json:"generation"` // of our header; 0 for a foreign volume
+	Slots      int    `json:"slots"`      // key slots in use
 
-	mapName string
+	Header Header `json:"header"`
+	Table  Table  `json:"table"`
+
 	log     *slog.Logger
-	mu      sync.Mutex
-	mapping *mapping // nil: not mapped, or closed
-	mounted bool
+	mapping *mapping // nil: not mapped
+}
+
+// Header is a volume's header as it was when the volume opened.
+type Header struct {
+	Disk   string `json:"disk"`  // "vdb"
+	Start  int64  `json:"start"` // bytes
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"` // lower-case hex
+}
+
+// Table is a mapping and its live table, whose key is a name in a keyring that
+// is gone.
+type Table struct {
+	Mapping string `json:"mapping"` // "hpcr-1"
+	Sectors uint64 `json:"sectors"` // of 512 bytes
+	Params  string `json:"params"`
 }
 
 func cleanMount(path string) string { return filepath.Clean("/" + path) }
@@ -84,7 +100,6 @@ func (v *Volume) mountChecked(ctx context.Context) error {
 		}
 		return hpl.Wrap(err, "HPL02007E", v.Path, detail)
 	}
-	v.mounted = true
 	return v.growFilesystem(fs, super, room)
 }
 
@@ -104,47 +119,4 @@ func (v *Volume) growFilesystem(fs filesystem, super superblock, room int64) err
 	v.Grown = true
 	v.log.Info("file system grown", "volume", v.Name, "from", super.size, "to", room)
 	return nil
-}
-
-// Close unmounts the volume and removes its mapping, and with it the last
-// copy of its key. It waits for users of the mount as long as ctx lasts, then
-// detaches the mount and leaves the removal to the kernel. Safe to call
-// twice, and for a volume that is open in part.
-func (v *Volume) Close(ctx context.Context) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	var errs []error
-	if v.mounted {
-		err := retryBusy(ctx, func() error { return unmount(v.Mount) })
-		if err != nil {
-			errs = append(errs, fmt.Errorf("unmount: %w", err), detach(v.Mount))
-		}
-		v.mounted = false
-	}
-	if v.mapping != nil {
-		err := retryBusy(ctx, func() error { return removeMapping(v.mapping.name) })
-		if err != nil {
-			errs = append(errs, fmt.Errorf("remove mapping: %w", err), removeMappingLater(v.mapping.name))
-		}
-		v.mapping = nil
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("close volume %s: %w", v.Path, err)
-	}
-	return nil
-}
-
-// retryBusy repeats do while something still uses the device.
-func retryBusy(ctx context.Context, do func() error) error {
-	for {
-		err := do()
-		if !busy(err) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(removeTry):
-		}
-	}
 }

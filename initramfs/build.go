@@ -27,7 +27,7 @@ type BuildOptions struct {
 	Policy string // policy file; "" = defaults
 	Out    string // image folder; replaced as a whole
 	Source string // source tree; "" = found
-	Agent  string // package of the guest's binary, PID 1 included; "" = ./cmd/hpcr and ./cmd/hpcr-init
+	Agent  string // package of the guest's binary, PID 1 included; "" = ./cmd/hpcr, ./cmd/hpcr-init and ./cmd/hpcr-disk
 	Log    io.Writer
 
 	// With documents of machines' host keys, se.img takes the place of the initrd.
@@ -51,6 +51,7 @@ type Manifest struct {
 	Base       Part       `json:"base"`
 	Init       Part       `json:"init"`
 	Agent      Part       `json:"agent"`
+	Disk       Part       `json:"disk"`
 	Runc       Part       `json:"runc"`
 	Sizes      []Size     `json:"sizes"`
 	PublicKeys PublicKeys `json:"publicKeys"`
@@ -87,9 +88,10 @@ const (
 	policyFile  = "etc/hpcr/policy.json"
 )
 
-// The hard links of the guest's two binaries; the first owns the bytes.
+// The hard links of the guest's three binaries; the first owns the bytes.
 var (
-	initLinks = []string{"init", "bin/sync"}
+	initLinks = []string{"init"}
+	diskLinks = []string{"bin/disk-open", "bin/disk-check", "bin/disk-close"}
 	applets   = []string{"bin/agent", "bin/contract", "bin/signer", "bin/containerd", "bin/containerd-shim-runc-v2"}
 )
 
@@ -176,7 +178,7 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	agentPkg, initPkg := cmp.Or(o.Agent, "./cmd/hpcr"), cmp.Or(o.Agent, "./cmd/hpcr-init")
+	agentPkg, initPkg, diskPkg := cmp.Or(o.Agent, "./cmd/hpcr"), cmp.Or(o.Agent, "./cmd/hpcr-init"), cmp.Or(o.Agent, "./cmd/hpcr-disk")
 	agent, err := src.buildAgent(ctx, o.Arch, agentPkg, o.Dev, o.Log)
 	if err != nil {
 		return nil, err
@@ -185,11 +187,15 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	disks, err := src.buildAgent(ctx, o.Arch, diskPkg, o.Dev, o.Log)
+	if err != nil {
+		return nil, err
+	}
 	runc, err := src.buildRunc(ctx, o.Arch, tools, seccomp, o.Log)
 	if err != nil {
 		return nil, err
 	}
-	tree, err := src.treeHash(ctx, o.Arch, o.Dev, agentPkg, initPkg, "./cmd/hpcrctl")
+	tree, err := src.treeHash(ctx, o.Arch, o.Dev, agentPkg, initPkg, diskPkg, "./cmd/hpcrctl")
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +216,7 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 	}
 	m.PublicKeys.Attestation = string(keys[0].AttestationPublic)
 
-	base, err := baseTree(m, src, krn, roots, pid1, agent, runc)
+	base, err := baseTree(m, src, krn, roots, pid1, agent, disks, runc)
 	if err != nil {
 		return nil, err
 	}
@@ -250,7 +256,7 @@ func Build(ctx context.Context, o BuildOptions) (*Manifest, error) {
 			return nil, err
 		}
 	}
-	if files[SBOMFile], err = m.sbom(agent, runc); err != nil {
+	if files[SBOMFile], err = m.sbom(agent, disks, runc); err != nil {
 		return nil, err
 	}
 	for name, data := range files {
@@ -306,7 +312,7 @@ func unpackAll(ctx context.Context, d *Debian, pkgs []Package) ([]string, error)
 
 // baseTree is the keyless part of the initrd. It fills in what the manifest
 // says of it.
-func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent, runc string) (*Tree, error) {
+func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent, disks, runc string) (*Tree, error) {
 	t := NewTree()
 	for _, dir := range []string{"dev", "proc", "sys", "tmp", "run", "newroot", "etc/hpcr", "var/lib/containerd", "var/hyperprotect", "data1", "mnt"} {
 		t.Dir(dir, 0o755)
@@ -317,7 +323,7 @@ func baseTree(m *Manifest, src *Source, krn *kernel, roots []string, pid1, agent
 		file  string
 		links []string
 		part  *Part
-	}{{pid1, initLinks, &m.Init}, {agent, applets, &m.Agent}, {runc, []string{"bin/runc"}, &m.Runc}} {
+	}{{pid1, initLinks, &m.Init}, {agent, applets, &m.Agent}, {disks, diskLinks, &m.Disk}, {runc, []string{"bin/runc"}, &m.Runc}} {
 		bin, err := os.ReadFile(p.file)
 		if err != nil {
 			return nil, err

@@ -68,7 +68,9 @@ func imageOf(t *testing.T, arch string, dev bool) *image {
 // and modules are accounted for by what needs them.
 var reasons = map[string][2]string{
 	"init":                        {"initramfs", "rdinit=/init"},
-	"bin/sync":                    {"agent/pid1", `"/bin/sync"`},
+	"bin/disk-open":               {"agent/storage", `"/bin/disk-open"`},
+	"bin/disk-check":              {"agent/storage", `"/bin/disk-check"`},
+	"bin/disk-close":              {"agent/pid1", `"/bin/disk-close"`},
 	"bin/agent":                   {"agent/pid1", `"/bin/agent"`},
 	"bin/contract":                {"agent/boot", `"/bin/contract"`},
 	"bin/signer":                  {"agent/boot", `"/bin/signer"`},
@@ -240,7 +242,7 @@ func TestImageIsWhole(t *testing.T) {
 		t.Run(arch, func(t *testing.T) {
 			img := imageOf(t, arch, false)
 			machine := map[string]elf.Machine{"amd64": elf.EM_X86_64, "s390x": elf.EM_S390}[arch]
-			for _, name := range slices.Concat([]string{"bin/runc"}, programs, initLinks, applets) {
+			for _, name := range slices.Concat([]string{"bin/runc"}, programs, initLinks, applets, diskLinks) {
 				data, err := img.base.file(name)
 				if err != nil {
 					t.Error(err)
@@ -444,7 +446,7 @@ func TestImageOfReleaseHasNothingOfDev(t *testing.T) {
 			}
 			for _, name := range release.base.Names() {
 				a, b := owner(release.base.nodes[name]), owner(dev.base.nodes[name])
-				if !bytes.Equal(a.data, b.data) && !slices.Contains(slices.Concat(initLinks, applets, []string{imageFile, policyFile}), name) {
+				if !bytes.Equal(a.data, b.data) && !slices.Contains(slices.Concat(initLinks, applets, diskLinks, []string{imageFile, policyFile}), name) {
 					t.Errorf("%s differs between release and dev", name)
 				}
 			}

@@ -129,7 +129,7 @@ func compareBuilds(t *testing.T, a, b *Manifest) {
 		a, b Part
 	}{
 		{"kernel", a.Parts[KernelFile], b.Parts[KernelFile]}, {"parmfile", a.Parts[ParmFile], b.Parts[ParmFile]},
-		{"init", a.Init, b.Init}, {"agent", a.Agent, b.Agent}, {"runc", a.Runc, b.Runc}, {"policy", a.PolicyFile, b.PolicyFile}, {"base", a.Base, b.Base},
+		{"init", a.Init, b.Init}, {"agent", a.Agent, b.Agent}, {"disk", a.Disk, b.Disk}, {"runc", a.Runc, b.Runc}, {"policy", a.PolicyFile, b.PolicyFile}, {"base", a.Base, b.Base},
 	} {
 		verdict := "equal"
 		if p.a != p.b {

@@ -21,7 +21,7 @@ type Size struct {
 }
 
 // baseParts are the parts of the base, in the order of the table.
-var baseParts = []string{"init", "agent", "runc", "programs", "modules", "CA bundle", "configuration"}
+var baseParts = []string{"init", "agent", "disk", "runc", "programs", "modules", "CA bundle", "configuration"}
 
 // partOf names the part that a file of the base belongs to.
 func partOf(name string) string {
@@ -30,6 +30,8 @@ func partOf(name string) string {
 		return "init"
 	case slices.Contains(applets, name):
 		return "agent"
+	case slices.Contains(diskLinks, name):
+		return "disk"
 	case name == "bin/runc":
 		return "runc"
 	case strings.HasPrefix(name, "lib/modules/"):

@@ -108,7 +108,7 @@ func verifyBase(base []byte, m *Manifest) error {
 		name  string
 		links []string
 		want  Part
-	}{{"init", initLinks, m.Init}, {"agent", applets, m.Agent}, {"runc", []string{"bin/runc"}, m.Runc}, {"policy", []string{policyFile}, m.PolicyFile}} {
+	}{{"init", initLinks, m.Init}, {"agent", applets, m.Agent}, {"disk", diskLinks, m.Disk}, {"runc", []string{"bin/runc"}, m.Runc}, {"policy", []string{policyFile}, m.PolicyFile}} {
 		for _, link := range p.links {
 			data, err := t.file(link)
 			if err != nil {
@@ -209,6 +209,7 @@ func SameBase(m, other *Manifest) error {
 	same("base", m.Base, other.Base)
 	same("init", m.Init, other.Init)
 	same("agent", m.Agent, other.Agent)
+	same("disk", m.Disk, other.Disk)
 	same("runc", m.Runc, other.Runc)
 	same("policy", m.Policy, other.Policy)
 	if reflect.DeepEqual(m.PublicKeys, other.PublicKeys) {

@@ -35,9 +35,9 @@ func newSmall(t *testing.T, keysDir string) *small {
 	s.m = &Manifest{Schema: 1, Kernel: "6.12", Parts: map[string]Part{}, Modules: []string{"dm_crypt"}}
 	s.m.Recipe = Recipe{Arch: "amd64", Flavour: FlavourDev, Version: "v1", CommandLine: s.command, Source: "tree", Toolchain: Toolchain{Go: "go1.26.8"}}
 	s.m.PublicKeys = PublicKeys{[]string{string(k.ContractPublic)}, string(k.AttestationPublic)}
-	for i, links := range [][]string{initLinks, applets, {"bin/runc"}} {
+	for i, links := range [][]string{initLinks, applets, {"bin/runc"}, diskLinks} {
 		data := []byte{'b', byte('0' + i)}
-		*[]*Part{&s.m.Init, &s.m.Agent, &s.m.Runc}[i] = Part{hashBytes(data), 2}
+		*[]*Part{&s.m.Init, &s.m.Agent, &s.m.Runc, &s.m.Disk}[i] = Part{hashBytes(data), 2}
 		s.base.File(links[0], 0o755, data)
 		for _, l := range links[1:] {
 			if err := s.base.Link(l, links[0]); err != nil {

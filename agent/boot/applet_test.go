@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"hpcr/agent/hpl"
+	"hpcr/agent/sandbox"
 	"hpcr/contract"
 )
 
@@ -55,7 +56,7 @@ func TestAppletAgreesOnBadContracts(t *testing.T) {
 			t.Errorf("%s: status %d", c.Name, status)
 			continue
 		}
-		if e := hpl.From(readRefusal(answer)); e.Code != c.Code || e.Path != c.Host {
+		if e := hpl.From(sandbox.ReadRefusal(answer, "HPL11001E", "")); e.Code != c.Code || e.Path != c.Host {
 			t.Errorf("%s: %s at %s, want %s at %s", c.Name, e.Code, e.Path, c.Code, c.Host)
 		}
 	}

@@ -1,14 +1,13 @@
 package boot
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"regexp"
+
 	"runtime/debug"
 	"time"
 
@@ -33,14 +32,6 @@ type order struct {
 	Keys   int             `json:"keys"`
 }
 
-// refusal is the child's answer when the contract does not hold (exit 1).
-type refusal struct {
-	Code   hpl.Code `json:"code"`
-	Path   string   `json:"path"`
-	Detail string   `json:"detail"`
-	Cause  string   `json:"cause"`
-}
-
 // openContract has the contract child decrypt and verify what cidata holds.
 // The keys go to the child as open files: they never pass through the agent.
 func openContract(ctx context.Context, cidata []byte, o order, keys []*os.File) (*contract.Verified, error) {
@@ -60,7 +51,7 @@ func openContract(ctx context.Context, cidata []byte, o order, keys []*os.File) 
 		Memory: contractMemory, Output: contract.MaxWire, Limit: contractLimit,
 	}, func(answer []byte, refused bool) error {
 		if refused {
-			return readRefusal(answer)
+			return sandbox.ReadRefusal(answer, "HPL11001E", "the contract was refused without a reason")
 		}
 		var err error
 		if v, err = contract.Decode(answer); err != nil {
@@ -73,30 +64,6 @@ func openContract(ctx context.Context, cidata []byte, o order, keys []*os.File) 
 		err = hpl.Wrap(err, "HPL11001E", "", "the contract could not be processed within its limits of memory and time")
 	}
 	return v, err
-}
-
-var (
-	refusalPath   = regexp.MustCompile(`^(/[A-Za-z0-9_.#-]{1,64})*$`)
-	refusalDetail = regexp.MustCompile(`^[ -~]*$`)
-)
-
-// readRefusal takes the child's word for the reason, as far as it is one: the
-// child has read hostile bytes.
-func readRefusal(out []byte) error {
-	var r refusal
-	d := json.NewDecoder(bytes.NewReader(out))
-	d.DisallowUnknownFields()
-	err := d.Decode(&r)
-	e, known := hpl.Lookup(r.Code)
-	if err != nil || !known || !e.Fatal || len(r.Path) > 256 || len(r.Detail) > 400 ||
-		!refusalPath.MatchString(r.Path) || !refusalDetail.MatchString(r.Detail) {
-		return hpl.Wrap(err, "HPL11001E", "", "the contract was refused without a reason")
-	}
-	cause := errors.New("no further cause")
-	if r.Cause != "" {
-		cause = fmt.Errorf("%.500q", r.Cause)
-	}
-	return hpl.Wrap(cause, r.Code, r.Path, r.Detail)
 }
 
 // ContractMain is the contract applet: the order on stdin, cidata and the keys
@@ -113,12 +80,7 @@ func contractMain() int {
 		err = v.Encode(os.Stdout)
 	}
 	if err != nil {
-		e := hpl.From(err)
-		r := refusal{Code: e.Code, Path: e.Path, Detail: e.Detail}
-		if e.Err != nil {
-			r.Cause = e.Err.Error()
-		}
-		if json.NewEncoder(os.Stdout).Encode(r) != nil {
+		if sandbox.Refuse(os.Stdout, err) != nil {
 			return 2
 		}
 		return 1

@@ -176,6 +176,7 @@ func writeProject(p *compose.Project) error {
 // clobberfree, see pid1).
 func (g *Guest) settle(context.Context) error {
 	g.watchCertificates(context.Background())
+	g.watchVolumes(context.Background())
 	g.verified.Wipe()
 	g.plan = nil
 	debug.SetGCPercent(50) // from now on memory is dearer than time

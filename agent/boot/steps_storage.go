@@ -2,15 +2,15 @@ package boot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
+	"time"
 
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
+	"hpcr/agent/storage"
 	"hpcr/disk"
 )
 
@@ -28,21 +28,26 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 			Existing: v.Existing, MinGeneration: v.MinGeneration,
 		})
 	}
-	volumes, err := disk.OpenAll(ctx, specs, disk.Options{
+	volumes, err := storage.Open(ctx, specs, disk.Options{
 		KDF:     disk.KDF(g.policy.KDF),
 		Exclude: []string{filepath.Base(g.cidataDevice)},
 		Log:     g.log,
-	})
+	}, disksLimit)
 	for _, v := range g.plan.Volumes {
 		for _, p := range slices.Concat(v.Passphrases, v.Previous) {
 			p.Wipe()
 		}
 	}
 	if err != nil {
+		// The child may have ended half-way, with mappings and mounts left.
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+		defer cancel()
+		if cerr := storage.Close(undo); cerr != nil {
+			g.log.Error("closing after a failure", "error", cerr)
+		}
 		return err
 	}
 	g.volumes = volumes
-	debug.FreeOSMemory() // the key derivation took up to hundreds of MiB
 	for _, v := range volumes {
 		g.report(v)
 	}
@@ -63,16 +68,16 @@ func (g *Guest) report(v *disk.Volume) {
 	}
 	g.Console.Message("HPL02002I", v.Path+"/mount", "")
 	g.note(id, event.Notice, "volume "+state, slog.String("volume", v.Name), slog.String("mount", v.Mount),
-		slog.String("kind", v.Kind), slog.Uint64("generation", v.Generation), slog.String("filesystem", v.Filesystem), slog.Bool("grown", v.Grown))
+		slog.String("kind", string(v.Kind)), slog.Uint64("generation", v.Generation), slog.String("filesystem", v.Filesystem), slog.Bool("grown", v.Grown))
 	g.record.Add(attest.Fact{Name: "Volume", Text: fmt.Sprintf("%s %s %s generation %d", v.Name, state, v.Kind, v.Generation)})
 }
 
 func (g *Guest) closeVolumes(ctx context.Context) error {
-	var errs []error
-	for i := len(g.volumes) - 1; i >= 0; i-- {
-		if err := g.volumes[i].Close(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("volume %s: %w", g.volumes[i].Name, err))
-		}
+	if len(g.volumes) == 0 {
+		return nil
 	}
-	return errors.Join(errs...)
+	return storage.Close(ctx)
 }
+
+// disksLimit leaves the phase time to close what its child left.
+const disksLimit = 19 * time.Minute

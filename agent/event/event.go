@@ -29,6 +29,7 @@ const (
 	VolumeOpened      ID = "volume.opened"
 	VolumeRolled      ID = "volume.rolled"
 	VolumeCreated     ID = "volume.created"
+	VolumeChecked     ID = "volume.checked"
 	RecordSigned      ID = "record.signed"
 	ChildEnded        ID = "child.ended"
 	Stopping          ID = "guest.stopping"

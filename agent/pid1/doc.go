@@ -10,6 +10,6 @@
 //
 // Nothing that init does to end the guest can wait for ever: neither the
 // console, nor a disk, nor the power-off. Not promised: that data reaches the
-// disk when the agent dies. A child syncs for at most syncLimit; the journal
+// disk when the agent dies. A child unmounts and closes for at most closeLimit; the journal
 // does the rest.
 package pid1

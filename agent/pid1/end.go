@@ -10,7 +10,7 @@ import (
 
 const (
 	sayLimit      = time.Second
-	syncLimit     = 3 * time.Second
+	closeLimit    = 5 * time.Second // more than the applet's own patience would keep the host waiting
 	powerOffLimit = 5 * time.Second
 )
 
@@ -53,7 +53,7 @@ func exists(path string) bool {
 
 // off flushes what it can and powers off.
 func off() {
-	flush(SyncPath, syncLimit)
+	flush(ClosePath, closeLimit)
 	powerOff(func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }, Arm, powerOffLimit)
 	os.Exit(1) // which panics the kernel
 }
@@ -84,7 +84,7 @@ func Arm() error {
 	return nil
 }
 
-// flush runs the sync applet in a child, since a block device may hang for
+// flush runs the closing applet in a child, since a block device may hang for
 // ever, and with it whoever waits for it.
 func flush(path string, limit time.Duration) {
 	pid, err := start(path)

@@ -14,8 +14,9 @@ import (
 const (
 	// AgentPath is the agent's hard link in the initrd.
 	AgentPath = "/bin/agent"
-	// SyncPath is the applet that flushes file systems for a dying guest.
-	SyncPath = "/bin/sync"
+	// ClosePath is the applet that unmounts and closes the volumes of a dying
+	// guest: storage.ClosePath, whose package PID 1 does not link.
+	ClosePath = "/bin/disk-close"
 	// VerdictPath exists once the agent has printed its verdict, good or bad, or
 	// will give none because the guest was asked to stop.
 	VerdictPath = "/run/hpcr/verdict"

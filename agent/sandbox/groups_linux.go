@@ -67,7 +67,7 @@ func reserve(free uint64) uint64 { return max(64<<20, free/16) }
 // LimitWorkload makes the containers' groups: what is free now less a reserve,
 // half of the kernel's process numbers, and no setting of the guest's kernel.
 func LimitWorkload() error {
-	free, err := freeMemory()
+	free, err := FreeMemory()
 	if err != nil {
 		return err
 	}
@@ -120,8 +120,8 @@ func write(dir, file, value string) error {
 // OpenGroup is for starting a process inside of a group.
 func OpenGroup(name string) (*os.File, error) { return os.Open(filepath.Join(Root, name)) }
 
-// freeMemory is what the kernel could give to new processes, in bytes.
-func freeMemory() (uint64, error) {
+// FreeMemory is what the kernel could give to new processes, in bytes.
+func FreeMemory() (uint64, error) {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return 0, err

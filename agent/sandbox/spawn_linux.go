@@ -27,6 +27,10 @@ type Child struct {
 	Memory int64      // bytes, by cgroup, its answer included; the child's GOMEMLIMIT is 7/8 of it
 	Output int        // bytes of stdout at most
 	Limit  time.Duration
+
+	// Root keeps the child root, in the agent's mount namespace: it works on
+	// devices and mounts. What it may do less of, it gives up itself (ConfineRoot).
+	Root bool
 }
 
 // Errors of Spawn.
@@ -63,7 +67,8 @@ func Spawn(ctx context.Context, c Child, take func(answer []byte, refused bool) 
 	defer answer.Close()
 	status, err := run(ctx, c, group, answer)
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("%s: %w", c.Name, context.DeadlineExceeded)
+		// With what came of it: a child that hangs in the kernel cannot be reaped.
+		err = errors.Join(fmt.Errorf("%s: %w", c.Name, context.DeadlineExceeded), err)
 	}
 	wipe, b, mapErr := mapAnswer(answer, c.Output)
 	defer wipe()
@@ -89,16 +94,20 @@ func run(ctx context.Context, c Child, group *cgroup, answer *os.File) (status b
 	cmd.Args = []string{c.Path}
 	cmd.Dir = "/"
 	// A child lives for a moment: it collects garbage only near its limit.
-	cmd.Env = []string{"GOGC=off", "GOMEMLIMIT=" + strconv.FormatInt(c.Memory/8*7, 10), "GOTRACEBACK=none", "GOMAXPROCS=1", "GODEBUG=clobberfree=1"}
+	cmd.Env = []string{"GOGC=off", "GOMEMLIMIT=" + strconv.FormatInt(c.Memory/8*7, 10), "GOTRACEBACK=none", "GODEBUG=clobberfree=1"}
 	cmd.Stdout = answer
 	cmd.ExtraFiles = append([]*os.File{says}, c.Files...)
 	// No Pdeathsig: it fires when the forking thread ends, not the process,
 	// and threads that a network namespace was bound to do end.
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
-		Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
+		Cloneflags:  unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
 		UseCgroupFD: true,
 		CgroupFD:    int(group.dir.Fd()),
+	}
+	if !c.Root {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNS
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+		cmd.Env = append(cmd.Env, "GOMAXPROCS=1")
 	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -108,6 +117,8 @@ func run(ctx context.Context, c Child, group *cgroup, answer *os.File) (status b
 		return 0, fmt.Errorf("start %s: %w", c.Name, err)
 	}
 	says.Close()
+	stop := context.AfterFunc(ctx, func() { _ = said.SetReadDeadline(time.Now()) }) // a pipe takes deadlines
+	defer stop()
 	status, err = talk(cmd.Process.Pid, c, in, said)
 	if err == nil {
 		err = group.wipe(ctx, cmd.Process.Pid)
@@ -117,17 +128,38 @@ func run(ctx context.Context, c Child, group *cgroup, answer *os.File) (status b
 	if errors.Is(kill, os.ErrProcessDone) {
 		kill = nil
 	}
-	if wait := cmd.Wait(); err != nil {
+	if wait := reap(cmd); err != nil || errors.Is(wait, errUnkillable) {
 		err = errors.Join(err, wait)
 	}
 	return status, errors.Join(err, kill)
+}
+
+// errUnkillable is a child stuck in the kernel, as over a disk that does not
+// answer. It is left behind; the guest is about to power off.
+var errUnkillable = errors.New("the child hangs in the kernel")
+
+const reapLimit = 2 * time.Second
+
+func reap(cmd *exec.Cmd) error {
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(reapLimit):
+		return errUnkillable
+	}
 }
 
 // talk gives the child its input and waits for its status.
 func talk(pid int, c Child, in io.WriteCloser, said io.Reader) (byte, error) {
 	// Before the child reads its first byte: its secrets are locked into memory,
 	// within its memory limit.
-	for what, limit := range map[int]uint64{unix.RLIMIT_MEMLOCK: unix.RLIM_INFINITY, unix.RLIMIT_FSIZE: uint64(c.Output) + 1} {
+	limits := map[int]uint64{unix.RLIMIT_MEMLOCK: unix.RLIM_INFINITY, unix.RLIMIT_FSIZE: uint64(c.Output) + 1}
+	if c.Root {
+		delete(limits, unix.RLIMIT_FSIZE) // it writes to disks
+	}
+	for what, limit := range limits {
 		if err := unix.Prlimit(pid, what, &unix.Rlimit{Cur: limit, Max: limit}, nil); err != nil {
 			return 0, fmt.Errorf("limit %s: %w", c.Name, err)
 		}

@@ -165,8 +165,8 @@ Exit 0: all is equal; 1: something is not; 2: no manifest can be read.`,
 				return err
 			}
 			out := cmd.OutOrStdout()
-			fmt.Fprintf(out, "kernel %s\nbase   %s\ninit   %s\nagent  %s\nrunc   %s\ninputs %s\n", m.Parts[initramfs.KernelFile].SHA256,
-				m.Base.SHA256, m.Init.SHA256, m.Agent.SHA256, m.Runc.SHA256, m.Inputs)
+			fmt.Fprintf(out, "kernel %s\nbase   %s\ninit   %s\nagent  %s\ndisk   %s\nrunc   %s\ninputs %s\n", m.Parts[initramfs.KernelFile].SHA256,
+				m.Base.SHA256, m.Init.SHA256, m.Agent.SHA256, m.Disk.SHA256, m.Runc.SHA256, m.Inputs)
 			if m.SecureExecution != nil {
 				fmt.Fprintf(out, "%s: its files are as its manifest says, machines and tags of %s too; what it holds only those machines can read\n", image, initramfs.SecureImageFile)
 			} else {

@@ -1,4 +1,4 @@
-package boot
+package sandbox
 
 import (
 	"strings"
@@ -24,7 +24,7 @@ func TestReadRefusalBelievesOnlyWhatFits(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := hpl.From(readRefusal([]byte(tt.out))).Line(); got != tt.want {
+			if got := hpl.From(ReadRefusal([]byte(tt.out), "HPL11001E", "the contract was refused without a reason")).Line(); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})

@@ -1,0 +1,64 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hpcr/agent/sandbox"
+	"hpcr/disk"
+)
+
+// closePatience is how long the child waits for users of a mount, before it
+// takes the mount away from them.
+const closePatience = 5 * time.Second
+
+// Close unmounts and closes all volumes in a child. A child that is stuck in
+// the kernel is left behind when ctx ends.
+func Close(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, ClosePath, "report")
+	cmd.Dir = "/"
+	var out bytes.Buffer
+	cmd.Stdout = &out // an error a volume, by disk.CloseAll
+	done := make(chan error, 1)
+	go func() { done <- cmd.Run() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("close the volumes: %w: %.1000q", err, out.String())
+		}
+		return nil
+	case <-ctx.Done():
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+		}
+		return errors.Join(errors.New("a volume does not close: its disk does not answer"), ctx.Err())
+	}
+}
+
+// CloseMain is the applet that closes: the agent's in an orderly stop, and what
+// PID 1 runs last when the agent has died. Only the agent wants a report:
+// stdout may be the console.
+func CloseMain() {
+	err := sandbox.ConfineRoot(unix.CAP_SYS_ADMIN, unix.CAP_DAC_OVERRIDE, unix.CAP_MKNOD, unix.CAP_IPC_LOCK)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+		defer cancel()
+		err = disk.CloseAll(ctx)
+	}
+	if err == nil {
+		os.Exit(0)
+	}
+	unix.Sync() // what could not be unmounted
+	if len(os.Args) > 1 {
+		fmt.Println(err)
+	}
+	os.Exit(1)
+}

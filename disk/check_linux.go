@@ -1,0 +1,61 @@
+package disk
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// headerBytes is how much of a volume's beginning is compared later.
+const headerBytes = 1 * mib
+
+// headerOf takes the header as it is now, from the disk itself.
+func headerOf(disk string, start, size int64) (Header, error) {
+	h := Header{Disk: disk, Start: start, Size: min(size, headerBytes)}
+	f, err := os.Open(filepath.Join("/dev", disk))
+	if err != nil {
+		return h, err
+	}
+	defer f.Close()
+	if err := forget(f, start, h.Size); err != nil {
+		return h, err
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(f, start, h.Size)); err != nil {
+		return h, fmt.Errorf("read header: %w", err)
+	}
+	h.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	return h, nil
+}
+
+// Check says whether an open volume is still what it was when it opened: its
+// live table, its mount, its header on the disk.
+func (v *Volume) Check() error {
+	sectors, target, params, err := liveTable(v.Table.Mapping)
+	switch {
+	case err != nil:
+		return fmt.Errorf("the mapping: %w", err)
+	case target != "crypt" || sectors != v.Table.Sectors || string(params) != v.Table.Params:
+		clear(params)
+		return errors.New("the live table is not the one that was loaded")
+	}
+	mounts, err := mountsOf(map[string]string{v.Device: v.Table.Mapping})
+	if err != nil {
+		return err
+	}
+	if len(mounts) == 0 || mounts[0] != v.Mount {
+		return errors.New("the volume is not mounted where it was")
+	}
+	now, err := headerOf(v.Header.Disk, v.Header.Start, v.Header.Size)
+	if err != nil {
+		return fmt.Errorf("the header: %w", err)
+	}
+	if now.SHA256 != v.Header.SHA256 {
+		return errors.New("the header on the disk has changed since the volume was opened")
+	}
+	return nil
+}
