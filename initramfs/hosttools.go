@@ -70,6 +70,7 @@ var hostTools = []hostTool{
 	{"mcopy", "mtools", ""},
 	{"cryptsetup", "cryptsetup-bin", ""},
 	{"mke2fs", "e2fsprogs", ""},
+	{"qemu-nbd", "qemu-utils", ""},
 	{"mkfs.xfs", "xfsprogs", ""},
 	{"mkfs.btrfs", "btrfs-progs", ""},
 	{"sgdisk", "gdisk", ""},

@@ -4,6 +4,7 @@ package test
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -27,6 +28,21 @@ var killScenarios = slices.Concat(
 	[]scenario.Scenario{
 		kill("contract", "contract", scenario.Core, "HPL11001E alone: without its answer nothing of the contract is used, and its keys are gone with the guest.",
 			func(t *testing.T, r *scenario.Result) { r.Failed(t, "HPL11001E") }),
+		{
+			Name:     "killing disk-open in phase disks ends in order",
+			Attacker: fault,
+			Claim:    "HPL02120E: no container runs without its volume; whatever was mapped is closed.",
+			Tier:     scenario.Full,
+			Archs:    []string{scenario.AMD64},
+			Cost:     12 * time.Second,
+			Run: func(t *testing.T, lab *scenario.Lab) {
+				r := lab.Boot(t, scenario.Boot{
+					UserData: lab.Encrypt(t, lab.Contract(t)), Disks: []string{scenario.Volume + "=" + filepath.Join(lab.Dir, "data.img") + ":300M"},
+					Args: []string{"--kill", "disks:disk-open"},
+				})
+				r.Failed(t, "HPL02120E")
+			},
+		},
 		kill("record", "signer", scenario.Full, "HPL11000E: no container runs without a signed record.",
 			func(t *testing.T, r *scenario.Result) { r.Failed(t, "HPL11000E") }),
 		kill("containerd", "containerd", scenario.Full, recovers, recovered),

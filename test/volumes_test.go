@@ -4,10 +4,16 @@ package test
 
 import (
 	"crypto/rand"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"hpcr/test/peers"
 	"hpcr/test/scenario"
 )
 
@@ -44,6 +50,35 @@ var volumeScenarios = []scenario.Scenario{
 		lab.Command(t, "timeout", "-s", "KILL", "120", "cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", key, disk)
 	}),
 	{
+		Name:     "a volume keeps its data while its seeds roll and its disk grows",
+		Attacker: "a host that shows a disk from before the contract's minGeneration",
+		Claim: "Each boot finds the file of the boot before: made, rolled by the deployer, rolled by the provider and grown, opened. " +
+			"The owner's log says which it was, and the hourly check's lines are HPCR's. A floor above the disk's generation is HPL02003E, nothing written.",
+		Tier:  scenario.Core,
+		Archs: []string{scenario.AMD64},
+		Cost:  70 * time.Second,
+		Run:   rolledLife,
+	},
+	foreign("an empty disk in the place of a volume that exists is refused and left as it is", scenario.Full, "HPL02003E", nil),
+	{
+		Name:     "a host that swaps the disks of two volumes gets none of them opened",
+		Attacker: "a host that gives each disk the other's serial, where both volumes have equal seeds",
+		Claim:    "The seal binds the volume's name: HPL02003E, both disks as they were. With the serials right again, both volumes have their files.",
+		Tier:     scenario.Full,
+		Archs:    scenario.Both,
+		Cost:     50 * time.Second,
+		Run:      swapped,
+	},
+	{
+		Name:     "a disk that stops answering does not keep the guest from powering off",
+		Attacker: "a host that lets a data disk hang while the guest runs",
+		Claim:    "Asked to stop, the guest gives up on the volume after its limits and powers off; health answers until then.",
+		Tier:     scenario.Full,
+		Archs:    []string{scenario.AMD64},
+		Cost:     90 * time.Second,
+		Run:      hung,
+	},
+	{
 		Name:     "a disk that is missing is refused when its wait is over",
 		Attacker: "a host that withholds the disk",
 		Claim:    "The guest waits 900 s as HPCR does, then powers off in order.",
@@ -63,6 +98,123 @@ var volumeScenarios = []scenario.Scenario{
 	},
 }
 
+// rolledLife is a volume over its seeds' life: made, rolled by the deployer,
+// rolled by the provider and grown, in four boots.
+func rolledLife(t *testing.T, lab *scenario.Lab) {
+	disk := filepath.Join(lab.Dir, "data.img")
+	env, workload := scenario.Canary+"-env-seed-", scenario.Canary+"-workload-seed-"
+	boot := func(start int, e peers.EnvVolume, w peers.WorkloadVolume, said string, demands map[string]any) {
+		t.Helper()
+		c := lab.Contract(t)
+		w.Mount = c.Workload.Volumes[scenario.Volume].Mount
+		c.Env.Volumes = map[string]peers.EnvVolume{scenario.Volume: e}
+		c.Workload.Volumes = map[string]peers.WorkloadVolume{scenario.Volume: w}
+		if demands != nil {
+			c.Workload.XHPCR = map[string]any{"volumes": map[string]any{scenario.Volume: demands}}
+		}
+		lab.Boot(t, scenario.Boot{
+			UserData: lab.Encrypt(t, c), Disks: []string{scenario.Volume + "=" + disk + ":300M"}, Publish: []int{8080},
+			While: func(g *scenario.Guest) {
+				if page := fetch(t, "http://"+g.Address(8080)+"/"); !strings.HasPrefix(page, fmt.Sprintf("starts: %d\n", start)) {
+					t.Errorf("boot %d: the page is %q", start, page)
+				}
+				logged(t, lab, said)
+				logged(t, lab, "LUKS encryption with 1 key slot found")
+				logged(t, lab, "HPL13001I: Root disk and all the data disks are encrypted")
+			},
+		}).Ready(t)
+	}
+	boot(1, peers.EnvVolume{Seed: env + "1"}, peers.WorkloadVolume{Seed: workload + "1"}, `volume created volume="`+scenario.Volume+`"`, nil)
+	boot(2, peers.EnvVolume{Seed: env + "2", Previous: env + "1"}, peers.WorkloadVolume{Seed: workload + "1"}, "volume rolled", map[string]any{"existing": true, "minGeneration": 2})
+	if err := os.Truncate(disk, 420<<20); err != nil {
+		t.Fatal(err)
+	}
+	boot(3, peers.EnvVolume{Seed: env + "2", Previous: env + "1"}, peers.WorkloadVolume{Seed: workload + "2", Previous: workload + "1"}, `grown="true"`, map[string]any{"minGeneration": 3})
+	boot(4, peers.EnvVolume{Seed: env + "2", Previous: env + "1"}, peers.WorkloadVolume{Seed: workload + "2", Previous: workload + "1"}, `volume opened volume="`+scenario.Volume+`"`, map[string]any{"minGeneration": 4})
+
+	before := sum(t, disk)
+	c := lab.Contract(t)
+	mount := c.Workload.Volumes[scenario.Volume].Mount
+	c.Env.Volumes = map[string]peers.EnvVolume{scenario.Volume: {Seed: env + "2"}}
+	c.Workload.Volumes = map[string]peers.WorkloadVolume{scenario.Volume: {Seed: workload + "2", Mount: mount}}
+	c.Workload.XHPCR = map[string]any{"volumes": map[string]any{scenario.Volume: map[string]any{"minGeneration": 5}}}
+	lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), Disks: []string{scenario.Volume + "=" + disk}}).Failed(t, "HPL02003E")
+	if sum(t, disk) != before {
+		t.Error("a boot with a floor above the disk's generation changed the disk")
+	}
+}
+
+// swapped has two volumes with equal seeds.
+func swapped(t *testing.T, lab *scenario.Lab) {
+	other := scenario.Volume + "2"
+	c := lab.Contract(t)
+	w := c.Workload.Volumes[scenario.Volume]
+	w.Mount = "/mnt/second"
+	c.Workload.Volumes[other], c.Env.Volumes[other] = w, c.Env.Volumes[scenario.Volume]
+	files := map[string]string{scenario.Volume: sparse(t, lab, "one.img", diskSize), other: sparse(t, lab, "two.img", diskSize)}
+	boot := func(first, second string) *scenario.Result {
+		return lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), Disks: []string{scenario.Volume + "=" + files[first], other + "=" + files[second]}})
+	}
+	boot(scenario.Volume, other).Ready(t)
+	before := [2]string{sum(t, files[scenario.Volume]), sum(t, files[other])}
+	boot(other, scenario.Volume).Failed(t, "HPL02003E")
+	if after := [2]string{sum(t, files[scenario.Volume]), sum(t, files[other])}; after != before {
+		t.Error("a boot with swapped disks changed one")
+	}
+	boot(scenario.Volume, other).Ready(t)
+}
+
+// hung serves the volume's disk from a process that is stopped in the middle.
+func hung(t *testing.T, lab *scenario.Lab) {
+	disk := sparse(t, lab, "data.img", diskSize)
+	dir, err := os.MkdirTemp("", "nbd") // sockets want a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "s")
+	server := exec.Command("qemu-nbd", "--format=raw", "--persistent", "--shared=4", "--socket="+socket, disk)
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = server.Process.Signal(syscall.SIGCONT) // it may have ended with the guest
+		_ = server.Process.Kill()
+		_ = server.Wait()
+	}()
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	var stopped time.Time
+	r := lab.Boot(t, scenario.Boot{
+		UserData: lab.Encrypt(t, lab.Contract(t)), Publish: []int{8080}, Limit: 4 * time.Minute,
+		Args: []string{
+			"--qemu-arg=-drive", "--qemu-arg=if=none,id=slow,format=raw,cache=none,file=nbd+unix:///?socket=" + socket,
+			"--qemu-arg=-device", "--qemu-arg=virtio-blk-pci,drive=slow,serial=" + scenario.Volume,
+		},
+		While: func(g *scenario.Guest) {
+			fetch(t, "http://"+g.Address(8080)+"/")
+			if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			healthy(t, lab, g)
+			stopped = time.Now()
+		},
+	})
+	if took := time.Since(stopped); took > 110*time.Second {
+		t.Errorf("the guest took %s to power off", took)
+	}
+	if r.Verdict != "ready" {
+		t.Errorf("verdict %s", r.Verdict)
+	}
+	if !strings.Contains(r.Console, "stopped, but not everything could be closed") {
+		t.Errorf("the console does not say that something is left:\n%s", r.Console)
+	}
+}
+
 // foreign is a scenario with a disk that is not ours: prepared, offered to the
 // guest under the volume's own name, refused, compared.
 func foreign(name string, tier scenario.Tier, code string, prepare func(*testing.T, *scenario.Lab, string)) scenario.Scenario {
@@ -75,9 +227,14 @@ func foreign(name string, tier scenario.Tier, code string, prepare func(*testing
 		Cost:     10 * time.Second,
 		Run: func(t *testing.T, lab *scenario.Lab) {
 			disk := sparse(t, lab, "foreign.img", diskSize)
-			prepare(t, lab, disk)
+			c := lab.Contract(t)
+			if prepare != nil {
+				prepare(t, lab, disk)
+			} else {
+				c.Workload.XHPCR = map[string]any{"volumes": map[string]any{scenario.Volume: map[string]any{"existing": true}}}
+			}
 			before := sum(t, disk)
-			lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, lab.Contract(t)), Disks: []string{scenario.Volume + "=" + disk}}).Failed(t, code)
+			lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), Disks: []string{scenario.Volume + "=" + disk}}).Failed(t, code)
 			if after := sum(t, disk); after != before {
 				t.Error("the disk's content changed")
 			}
