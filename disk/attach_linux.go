@@ -67,6 +67,9 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 		return fail("HPL02002E", err, "the guest has too little memory for the key derivation of the image's policy")
 	}
 	fs := filesystems[s.Filesystem]
+	if s.Integrity && s.Filesystem != "ext4" {
+		return fail("HPL02005E", nil, "a volume with integrity can only have ext4: write filesystem: ext4, or leave it out")
+	}
 	if _, err := tool(fs.make[0]); err != nil {
 		return fail("HPL02005E", err, "this image cannot make a "+s.Filesystem+" file system: use ext4")
 	}
@@ -92,7 +95,7 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 		return fail("HPL07007E", err, "the metadata partition cannot be made")
 	}
 	op.Log.Info("partition table and metadata partition made", "volume", s.Name)
-	o, err := luks2.Format(dev, dev.size, luks2.FormatOptions{Passphrase: s.Passphrases[0], Name: s.Name, KDF: kdf})
+	o, err := luks2.Format(dev, dev.size, luks2.FormatOptions{Passphrase: s.Passphrases[0], Name: s.Name, KDF: kdf, Integrity: s.Integrity})
 	if err != nil {
 		return fail("HPL02002E", err, "the volume cannot be formatted")
 	}
@@ -128,6 +131,9 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 		if err := s.checkGeneration(o.Generation); err != nil {
 			return err
 		}
+		if s.Integrity && !o.Integrity {
+			return s.noIntegrity()
+		}
 		if s.Existing && o.State != luks2.Ready {
 			return absent(s).err // as it was before its first file system: the host may have kept that
 		}
@@ -140,8 +146,10 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 				return err
 			}
 		}
-		if dev.size, err = op.grow(s, d, f); err != nil {
-			return err
+		if !o.Integrity { // whose room is fixed when it is made
+			if dev.size, err = op.grow(s, d, f); err != nil {
+				return err
+			}
 		}
 		v.Kind = Ours
 		return op.finish(ctx, s, v, d, dev, p, o)
@@ -185,6 +193,10 @@ func (s Spec) checkGeneration(have uint64) error {
 		"the volume's header is older than the contract's minGeneration allows: the disk was set back to an earlier state, or is another one")
 }
 
+func (s Spec) noIntegrity() error {
+	return hpl.New("HPL02003E", s.Path, "the contract wants a volume with integrity, and this one has none: it cannot be added to a volume that exists; copy its data to a new one")
+}
+
 // mend ends what a power cut broke off: a header copy, or the end of a roll.
 func (op *opener) mend(s Spec, dev part, o *luks2.Opened) error {
 	var err error
@@ -225,12 +237,23 @@ func (op *opener) roll(s Spec, v *Volume, do func(to *secret.Secret, kdf luks2.K
 // has not come so far.
 func (op *opener) finish(ctx context.Context, s Spec, v *Volume, d *found, dev part, p place, o *luks2.Opened) error {
 	p.start, p.size, p.sectorSize = dev.start+o.DataOffset, dev.size-o.DataOffset, o.SectorSize
+	if v.Integrity = o.Integrity; o.Integrity {
+		upper, lower, err := mapIntegrity(v.Table.Mapping, dev.f, p, journalled, o.State != luks2.Ready)
+		if err != nil {
+			return hpl.Wrap(err, "HPL02003E", s.Path, "the kernel does not map the volume's integrity: the disk was changed, or its making was cut off")
+		}
+		p, v.Lower = upper, &lower
+	}
 	if err := op.attach(s, v, p, o.Key); err != nil {
 		return err
 	}
 	if o.State != luks2.Ready {
 		op.Log.Info("making the file system", "volume", s.Name, "filesystem", s.Filesystem)
-		if err := filesystems[s.Filesystem].create(ctx, v.Device); err != nil {
+		fs := filesystems[s.Filesystem]
+		if o.Integrity {
+			fs = fs.whole()
+		}
+		if err := fs.create(ctx, v.Device); err != nil {
 			return hpl.Wrap(err, "HPL02005E", s.Path, "the file system cannot be made")
 		}
 		if err := o.Commit(dev, s.Name, luks2.Ready); err != nil {
@@ -259,6 +282,9 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 	p.start, p.size, p.sectorSize = dev.start+header.DataOffset, dev.size-header.DataOffset, header.SectorSize
 	if err := s.checkGeneration(0); err != nil {
 		return err
+	}
+	if s.Integrity {
+		return s.noIntegrity()
 	}
 	for i, passphrase := range s.trials() {
 		key, slot, err := liftForeign(ctx, header, passphrase, d.node(), v.Table.Mapping, p)
@@ -293,7 +319,8 @@ func (op *opener) attach(s Spec, v *Volume, p place, key *secret.Secret) error {
 	if err != nil {
 		return hpl.Wrap(err, "HPL02003E", s.Path, "the kernel does not map the volume")
 	}
-	v.mapping, v.Device, v.Table.Sectors, v.Table.Params = m, m.node, table.sectors, table.params()
+	v.mapping, v.Device = m, m.node
+	v.Table.Target, v.Table.Sectors, v.Table.Params = "crypt", table.sectors, table.params()
 	return nil
 }
 

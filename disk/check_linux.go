@@ -35,13 +35,19 @@ func headerOf(disk string, start, size int64) (Header, error) {
 // Check says whether an open volume is still what it was when it opened: its
 // live table, its mount, its header on the disk.
 func (v *Volume) Check() error {
-	sectors, target, params, err := liveTable(v.Table.Mapping)
-	switch {
-	case err != nil:
-		return fmt.Errorf("the mapping: %w", err)
-	case target != "crypt" || sectors != v.Table.Sectors || string(params) != v.Table.Params:
-		clear(params)
-		return errors.New("the live table is not the one that was loaded")
+	tables := []Table{v.Table}
+	if v.Lower != nil {
+		tables = append(tables, *v.Lower)
+	}
+	for _, t := range tables {
+		sectors, target, params, err := liveTable(t.Mapping)
+		switch {
+		case err != nil:
+			return fmt.Errorf("the mapping: %w", err)
+		case target != t.Target || sectors != t.Sectors || string(params) != t.Params:
+			clear(params)
+			return errors.New("the live table is not the one that was loaded")
+		}
 	}
 	mounts, err := mountsOf(map[string]string{v.Device: v.Table.Mapping})
 	if err != nil {

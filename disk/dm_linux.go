@@ -15,6 +15,11 @@ const (
 	cipher  = "aes-xts-plain64"
 	keySize = 64
 	sector  = 512 // unit of the device mapper, whatever the disk's own
+
+	// With integrity: as cryptsetup names the same in the kernel's terms.
+	integrityCipher = "capi:authenc(hmac(sha256),xts(aes))-plain64"
+	integrityKey    = 96
+	tagSize         = 32
 )
 
 // table is a dm-crypt table. Every text in it is ours.
@@ -24,13 +29,21 @@ type table struct {
 	major, minor uint32
 	start        uint64 // in sectors, where the encrypted data begins
 	sectorSize   int
+	integrity    bool
 }
 
 // params is the target's parameter line; the kernel prints the same back.
 func (t table) params() string {
-	s := fmt.Sprintf("%s %s 0 %d:%d %d", cipher, t.key, t.major, t.minor, t.start)
+	name, options := cipher, []string{}
+	if t.integrity {
+		name, options = integrityCipher, append(options, fmt.Sprintf("integrity:%d:aead", tagSize))
+	}
 	if t.sectorSize != sector {
-		s += fmt.Sprintf(" 1 sector_size:%d", t.sectorSize)
+		options = append(options, fmt.Sprintf("sector_size:%d", t.sectorSize))
+	}
+	s := fmt.Sprintf("%s %s 0 %d:%d %d", name, t.key, t.major, t.minor, t.start)
+	if len(options) > 0 {
+		s += fmt.Sprintf(" %d %s", len(options), strings.Join(options, " "))
 	}
 	return s
 }
@@ -40,6 +53,7 @@ type place struct {
 	major, minor uint32
 	start, size  int64 // bytes
 	sectorSize   int
+	integrity    bool
 }
 
 func (p place) table() (table, error) {
@@ -49,7 +63,7 @@ func (p place) table() (table, error) {
 	}
 	return table{
 		sectors: uint64(p.size / unit * unit / sector), start: uint64(p.start / sector),
-		major: p.major, minor: p.minor, sectorSize: p.sectorSize,
+		major: p.major, minor: p.minor, sectorSize: p.sectorSize, integrity: p.integrity,
 	}, nil
 }
 
@@ -63,11 +77,11 @@ func mapVolume(name string, p place, key *secret.Secret) (*mapping, table, error
 	id := make([]byte, 8)
 	rand.Read(id)
 	description := "hpcr:" + hex.EncodeToString(id)
-	t.key = fmt.Sprintf(":%d:logon:%s", keySize, description)
+	t.key = fmt.Sprintf(":%d:logon:%s", key.Len(), description)
 	var m *mapping
 	err = withKernelKey(description, key.Bytes(), func() error {
 		var err error
-		m, err = createMapping(name, t)
+		m, err = createMapping(name, "crypt", t.sectors, t.params())
 		return err
 	})
 	if err != nil {

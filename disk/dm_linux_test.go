@@ -18,11 +18,12 @@ func TestTable(t *testing.T) {
 		want string // params; "" = refused
 		n    uint64
 	}{
-		"4096":                 {place{254, 16, 102 * mib, 10*mib + 512, 4096}, "aes-xts-plain64 K 0 254:16 208896 1 sector_size:4096", 20480},
-		"512":                  {place{254, 16, 102 * mib, 10*mib + 512, 512}, "aes-xts-plain64 K 0 254:16 208896", 20481},
-		"not aligned to 4 KiB": {place{254, 16, 102*mib + 512, mib, 512}, "", 0},
-		"empty":                {place{254, 16, mib, 0, 512}, "", 0},
-		"beyond the end":       {place{254, 16, mib, -5, 512}, "", 0},
+		"4096":                 {place{254, 16, 102 * mib, 10*mib + 512, 4096, false}, "aes-xts-plain64 K 0 254:16 208896 1 sector_size:4096", 20480},
+		"512":                  {place{254, 16, 102 * mib, 10*mib + 512, 512, false}, "aes-xts-plain64 K 0 254:16 208896", 20481},
+		"with integrity":       {place{253, 3, 0, 10 * mib, 4096, true}, "capi:authenc(hmac(sha256),xts(aes))-plain64 K 0 253:3 0 2 integrity:32:aead sector_size:4096", 20480},
+		"not aligned to 4 KiB": {place{254, 16, 102*mib + 512, mib, 512, false}, "", 0},
+		"empty":                {place{254, 16, mib, 0, 512, false}, "", 0},
+		"beyond the end":       {place{254, 16, mib, -5, 512, false}, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := tt.p.table()
@@ -39,7 +40,7 @@ func TestTable(t *testing.T) {
 func TestKeyFromTable(t *testing.T) {
 	key := bytes.Repeat([]byte{0xa5, 0x5a}, 32)
 	digits := hex.EncodeToString(key)
-	asked, err := place{254, 16, 16 * mib, 32 * mib, 4096}.table()
+	asked, err := place{254, 16, 16 * mib, 32 * mib, 4096, false}.table()
 	if err != nil {
 		t.Fatal(err)
 	}

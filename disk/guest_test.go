@@ -98,7 +98,7 @@ func bringUp() (io.Writer, error) {
 	if err := json.Unmarshal(list, &modules); err != nil {
 		return nil, err
 	}
-	for _, path := range slices.Concat(modules.Groups["base"], modules.Groups["disk"], modules.Groups["xfs"], modules.Groups["btrfs"]) {
+	for _, path := range slices.Concat(modules.Groups["base"], modules.Groups["disk"], modules.Groups["xfs"], modules.Groups["btrfs"], modules.Groups["integrity"]) {
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, err
@@ -330,7 +330,7 @@ func TestGrown(t *testing.T) {
 					if err := unix.Statfs(v.Mount, &st); err != nil {
 						t.Fatal(err)
 					}
-					if size := int64(st.Blocks) * st.Bsize; size < 460<<20 {
+					if size := int64(st.Blocks) * int64(st.Bsize); size < 460<<20 {
 						t.Errorf("%d MiB", size>>20)
 					}
 				})
@@ -338,6 +338,101 @@ func TestGrown(t *testing.T) {
 		})
 	}
 }
+
+// TestIntegrity: a volume with a tag for each sector. Where the host changes a
+// sector the guest gets an error, never another content.
+func TestIntegrity(t *testing.T) {
+	s := spec("whole", guestPass)
+	s.Integrity = true
+	content := bytes.Repeat([]byte("what the owner wrote "), 50_000)
+	t.Run("made", func(t *testing.T) {
+		v := open(t, options(t), s)[0]
+		if !v.Created || !v.Integrity || v.Lower == nil || !strings.HasPrefix(v.Table.Params, "capi:authenc(hmac(sha256),xts(aes))-plain64 :96:logon:hpcr:") {
+			t.Errorf("%+v", v)
+		}
+		// Whatever a tool may read of a fresh file system can be read.
+		if err := runTool(t.Context(), time.Minute, "e2fsck", "-fn", v.Device); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(v.Mount+"/file", content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("opened", func(t *testing.T) {
+		v := open(t, options(t), s)[0]
+		if got, err := os.ReadFile(v.Mount + "/file"); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		if err := v.Check(); err != nil {
+			t.Error(err)
+		}
+		plain := spec("data", guestPass)
+		plain.Integrity = true
+		if _, err := OpenAll(t.Context(), []Spec{plain}, patient(t)); hpl.From(err).Code != "HPL02003E" {
+			t.Errorf("a volume without integrity where the contract wants it: %v", err)
+		}
+	})
+	t.Run("changed by the host", func(t *testing.T) {
+		v := open(t, options(t), s)[0]
+		disk, err := os.OpenFile("/dev/"+v.Header.Disk, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer disk.Close()
+		start := v.Header.Start + 16*mib // behind the integrity's journal and the file system's first blocks
+		changed := 0
+		forEach := func(do func(at int64, b []byte)) {
+			if err := forget(disk, start, vmDisk-start); err != nil {
+				t.Fatal(err)
+			}
+			for at := start; at+mib <= vmDisk; at += mib {
+				b := make([]byte, mib)
+				if _, err := disk.ReadAt(b, at); err != nil {
+					t.Fatal(err)
+				}
+				do(at, b)
+			}
+		}
+		before := map[int64][]byte{}
+		forEach(func(at int64, b []byte) { before[at] = b })
+		if err := os.WriteFile(v.Mount+"/victim", content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 { // through the file system, its journal and the integrity's journal
+			unix.Sync()
+			time.Sleep(time.Second)
+		}
+		forEach(func(at int64, b []byte) {
+			for i := 0; i < len(b); i += 4096 {
+				if !bytes.Equal(b[i:i+4096], before[at][i:i+4096]) {
+					changed++
+					b[i+100] ^= 1
+					if _, err := disk.WriteAt(b[i:i+4096], at+int64(i)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		})
+		if err := disk.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		if changed < len(content)/4096 {
+			t.Fatalf("only %d changed blocks were found", changed)
+		}
+		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(v.Mount + "/victim")
+		if err == nil {
+			t.Errorf("%d bytes were read of changed sectors, the same as written: %v", len(got), bytes.Equal(got, content))
+		} else if !bytes.HasPrefix(content, got) {
+			t.Error("wrong data was read")
+		}
+	})
+}
+
+// vmDisk is the size that vm_test.go gives disks.
+const vmDisk = 256 << 20
 
 // TestHeaderChanged: the host writes to the header of an open volume. The check
 // says so, whatever the kernel remembers of the disk.

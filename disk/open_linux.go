@@ -27,6 +27,7 @@ type Spec struct {
 	Previous      []*secret.Secret `json:"-"`
 	MayCreate     bool             // [0] is good enough for a new key slot
 	Existing      bool             // the volume must be there already
+	Integrity     bool             // made with it, opened with nothing less
 	MinGeneration uint64           // of a header that may be opened
 }
 

@@ -28,6 +28,8 @@ const (
 type mapping struct {
 	name string // in the device mapper: "hpcr-1"
 	node string // "/dev/dm-0"
+
+	major, minor uint32
 }
 
 // dmCall runs one ioctl of the device mapper. What follows the header, in
@@ -79,21 +81,20 @@ func openControl() (*os.File, error) {
 }
 
 // createMapping makes a device with one target, live from here on.
-func createMapping(name string, t table) (*mapping, error) {
+func createMapping(name, target string, sectors uint64, params string) (*mapping, error) {
 	if _, _, err := dmCall(unix.DM_DEV_CREATE, name, 0, nil, 0); err != nil {
 		return nil, fmt.Errorf("create mapping: %w", err)
 	}
-	m, err := loadMapping(name, t)
+	m, err := loadMapping(name, target, sectors, params)
 	if err != nil {
 		return nil, errors.Join(err, removeMapping(name))
 	}
 	return m, nil
 }
 
-func loadMapping(name string, t table) (*mapping, error) {
-	params := t.params()
-	spec := unix.DmTargetSpec{Length: t.sectors}
-	copy(spec.Target_type[:], "crypt")
+func loadMapping(name, target string, sectors uint64, params string) (*mapping, error) {
+	spec := unix.DmTargetSpec{Length: sectors}
+	copy(spec.Target_type[:], target)
 	payload := make([]byte, unix.SizeofDmTargetSpec+(len(params)+8)&^7)
 	copy(payload, unsafe.Slice((*byte)(unsafe.Pointer(&spec)), unix.SizeofDmTargetSpec))
 	copy(payload[unix.SizeofDmTargetSpec:], params)
@@ -107,7 +108,7 @@ func loadMapping(name string, t table) (*mapping, error) {
 	node := fmt.Sprintf("/dev/dm-%d", unix.Minor(h.Dev))
 	for end := time.Now().Add(nodeWait); ; time.Sleep(time.Millisecond) {
 		if _, err := os.Stat(node); err == nil {
-			return &mapping{name, node}, nil
+			return &mapping{name, node, unix.Major(h.Dev), unix.Minor(h.Dev)}, nil
 		} else if time.Now().After(end) {
 			return nil, fmt.Errorf("mapping has no node: %w", err)
 		}

@@ -63,7 +63,7 @@ func TestInGuests(t *testing.T) {
 			for _, v := range kinds {
 				must(t, os.Truncate(v.File, grownSize))
 			}
-			g.boot(t, "^(TestSecondBoot|TestHeaderChanged|TestGrown|TestForeign|TestRoll)$", slices.Concat([]qemu.Disk{data}, kinds, stock)...)
+			g.boot(t, "^(TestSecondBoot|TestHeaderChanged|TestIntegrity|TestGrown|TestForeign|TestRoll)$", slices.Concat([]qemu.Disk{data, d.blank("whole", vmSize)}, kinds, stock)...)
 			for i, judge := range [][]string{{"e2fsck", "-fn"}, {"xfs_repair", "-n", "-f"}, {"btrfs", "check", "--readonly"}} {
 				if out := run(t, "sgdisk", "--verify", kinds[i].File); !strings.Contains(out, "No problems found") {
 					t.Errorf("%s: sgdisk: %s", kinds[i].Serial, out)

@@ -28,8 +28,11 @@ type Volume struct {
 	Generation uint64 `json:"generation"` // of our header; 0 for a foreign volume
 	Slots      int    `json:"slots"`      // key slots in use
 
+	Integrity bool `json:"integrity"` // a changed sector gives a read error
+
 	Header Header `json:"header"`
 	Table  Table  `json:"table"`
+	Lower  *Table `json:"lower,omitempty"` // with Integrity
 
 	log     *slog.Logger
 	mapping *mapping // nil: not mapped
@@ -47,6 +50,7 @@ type Header struct {
 // is gone.
 type Table struct {
 	Mapping string `json:"mapping"` // "hpcr-1"
+	Target  string `json:"target"`
 	Sectors uint64 `json:"sectors"` // of 512 bytes
 	Params  string `json:"params"`
 }
@@ -106,8 +110,8 @@ func (v *Volume) mountChecked(ctx context.Context) error {
 // growFilesystem lets the mounted file system fill the volume, if that has
 // gained a MiB or more.
 func (v *Volume) growFilesystem(fs filesystem, super superblock, room int64) error {
-	if room-super.size < mib {
-		return nil
+	if room-super.size < mib || v.Integrity {
+		return nil // the room of a volume with integrity is fixed when it is made
 	}
 	dir, err := os.Open(v.Mount)
 	if err == nil {

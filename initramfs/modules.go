@@ -25,6 +25,7 @@ func ModuleGroups(arch string) map[string][]string {
 	groups := map[string][]string{
 		"base":       {"virtio_pci", "virtio_blk", "virtio_console", "nf_tables", "nft_ct"}, // the firewall stands before the first link
 		"disk":       {"dm_mod", "dm_crypt", "aes_generic", "xts", "sha256_generic", "crc32c_generic", "ext4"},
+		"integrity":  {"dm_integrity", "authenc"},
 		"xfs":        {"xfs"},
 		"btrfs":      {"btrfs"},
 		"network":    {"virtio_net", "af_packet"},

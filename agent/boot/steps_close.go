@@ -229,6 +229,9 @@ func (g *Guest) loadRest(context.Context) error {
 		if v.Filesystem != "ext4" {
 			groups = append(groups, v.Filesystem)
 		}
+		if v.Integrity {
+			groups = append(groups, "integrity")
+		}
 	}
 	for _, group := range groups {
 		if err := g.modules.load(group); err != nil {

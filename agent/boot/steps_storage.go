@@ -25,7 +25,7 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 		specs = append(specs, disk.Spec{
 			Name: v.Name, Path: v.Path, Mount: v.Mount, Filesystem: v.Filesystem,
 			Passphrases: v.Passphrases, Previous: v.Previous, MayCreate: v.MayCreate,
-			Existing: v.Existing, MinGeneration: v.MinGeneration,
+			Existing: v.Existing, Integrity: v.Integrity, MinGeneration: v.MinGeneration,
 		})
 	}
 	volumes, err := storage.Open(ctx, specs, disk.Options{
@@ -68,7 +68,7 @@ func (g *Guest) report(v *disk.Volume) {
 	}
 	g.Console.Message("HPL02002I", v.Path+"/mount", "")
 	g.note(id, event.Notice, "volume "+state, slog.String("volume", v.Name), slog.String("mount", v.Mount),
-		slog.String("kind", string(v.Kind)), slog.Uint64("generation", v.Generation), slog.String("filesystem", v.Filesystem), slog.Bool("grown", v.Grown))
+		slog.String("kind", string(v.Kind)), slog.Uint64("generation", v.Generation), slog.String("filesystem", v.Filesystem), slog.Bool("grown", v.Grown), slog.Bool("integrity", v.Integrity))
 	g.record.Add(attest.Fact{Name: "Volume", Text: fmt.Sprintf("%s %s %s generation %d", v.Name, state, v.Kind, v.Generation)})
 }
 

@@ -21,6 +21,7 @@ type FormatOptions struct {
 	Passphrase *secret.Secret // borrowed
 	Name       string         // the volume's name in the contract; bound by the seal, not stored
 	KDF        KDF
+	Integrity  bool // each sector gets a tag; 4 KiB sectors
 }
 
 // MinSize is the smallest device that Format takes.
@@ -43,11 +44,11 @@ func Format(dev Device, size int64, o FormatOptions) (*Opened, error) {
 	if o.Passphrase.Len() == 0 {
 		return nil, errors.New("no passphrase")
 	}
-	key := make([]byte, keySize)
+	key := make([]byte, volumeKeySize(o.Integrity))
 	rand.Read(key)
 	mark(key)
-	op := &Opened{Key: secret.New(key), DataOffset: dataOffset, SectorSize: 4096, areas: map[region][]byte{}}
-	if size%4096 != 0 {
+	op := &Opened{Key: secret.New(key), DataOffset: dataOffset, SectorSize: 4096, Integrity: o.Integrity, areas: map[region][]byte{}}
+	if size%4096 != 0 && !o.Integrity {
 		op.SectorSize = 512
 	}
 	if err := op.create(dev, o); err != nil {
@@ -72,7 +73,7 @@ func (op *Opened) create(dev Device, o FormatOptions) error {
 	}
 	op.areas[s.area] = area
 	op.h = &header{uuid: newUUID(), meta: &metadata{
-		slots: []keyslot{s}, dataOffset: dataOffset, sectorSize: op.SectorSize, digest: d, keyslotsSize: slotsSize,
+		slots: []keyslot{s}, dataOffset: dataOffset, sectorSize: op.SectorSize, integrity: o.Integrity, digest: d, keyslotsSize: slotsSize(o.Integrity),
 	}}
 	return op.write(dev, o.Name, Formatting, 1)
 }

@@ -34,7 +34,7 @@ func FuzzJSON(f *testing.F) {
 		for _, a := range im.areas {
 			held += len(a)
 		}
-		if held > maxSlots*areaSize {
+		if held > maxSlots*int(areaSize(false)) {
 			t.Fatalf("%d bytes of key material held", held)
 		}
 		if im.Kind() != ForeignLUKS {

@@ -76,10 +76,18 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	if m.sectorSize != 512 && m.sectorSize != 4096 || m.dataOffset%4096 != 0 {
 		w.fail("header.segments.0")
 	}
+	if segment.has("integrity") {
+		m.integrity = true
+		in := segment.object("integrity")
+		in.exact("type", integrityName)
+		in.exact("journal_encryption", "none")
+		in.exact("journal_integrity", "none")
+		in.done()
+	}
 	segment.done()
 	segments.done()
 
-	m.slots = parseSlots(top.object("keyslots"))
+	m.slots = parseSlots(top.object("keyslots"), m.integrity)
 	for i, s := range m.slots {
 		if !s.area.within(foreignSlotsStart, m.dataOffset) {
 			w.fail("header.keyslots.area")
@@ -118,7 +126,7 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	return m, nil
 }
 
-func parseSlots(n node) []keyslot {
+func parseSlots(n node, integrity bool) []keyslot {
 	if len(n.m) == 0 || len(n.m) > maxSlots {
 		n.w.fail(n.path)
 		return nil
@@ -133,7 +141,7 @@ func parseSlots(n node) []keyslot {
 		o.path = n.path + "." + key
 		s := keyslot{id: id, priority: -1}
 		o.exact("type", "luks2")
-		o.exactNumber("key_size", keySize)
+		o.exactNumber("key_size", uint64(volumeKeySize(integrity)))
 		if o.has("priority") {
 			s.priority = int(o.number("priority", 0, 2))
 		}
@@ -147,7 +155,7 @@ func parseSlots(n node) []keyslot {
 		area := o.object("area")
 		area.exact("type", "raw")
 		s.area.offset = int64(area.numeral("offset", foreignSlotsStart, maxDataOffset))
-		s.area.size = int64(area.numeral("size", areaSize, areaSize))
+		s.area.size = int64(area.numeral("size", uint64(areaSize(integrity)), uint64(areaSize(integrity))))
 		area.exact("encryption", cipherName)
 		area.exactNumber("key_size", keySize)
 		if s.area.offset%4096 != 0 {
@@ -198,12 +206,12 @@ func parseSeal(n node) *seal {
 // is narrower than what the gate allows to others. What is not named here is
 // held by the comparison with the canonical form.
 func checkProfile(m *metadata) error {
-	if len(m.slots) != 1 || m.dataOffset != dataOffset || m.keyslotsSize != slotsSize ||
+	if len(m.slots) != 1 || m.dataOffset != dataOffset || m.keyslotsSize != slotsSize(m.integrity) ||
 		m.digest.hash != "sha256" || m.digest.iterations != digestRounds {
 		return errors.New("the header is not of our profile")
 	}
 	s := m.slots[0]
-	at := slices.Index([]int64{slotStart, slotStart + areaSize}, s.area.offset)
+	at := slices.Index([]int64{slotStart, slotStart + areaSize(m.integrity)}, s.area.offset)
 	if at < 0 || s.id != at || s.afHash != "sha256" || s.priority >= 0 || s.kdf.kind != "argon2id" {
 		return errors.New("the key slot is not of our profile")
 	}

@@ -17,18 +17,37 @@ const (
 	jsonSize   = headerSize - binarySize
 
 	keySize    = 64 // two AES-256 keys for XTS
+	macKeySize = 32 // behind it in a volume with integrity, for HMAC-SHA256
 	saltSize   = 32
 	afStripes  = 4000
-	areaSize   = 258048 // 64 × 4000, on whole 4 KiB
 	cipherName = "aes-xts-plain64"
 
+	integrityName = "hmac(sha256)"
+
 	slotStart    = 2 * headerSize
-	slotsSize    = 2 * areaSize // a roll writes the other slot before it drops the first
-	dataOffset   = 1 << 20      // beyond both areas, aligned for any disk
-	digestRounds = 1000         // over 448 random bits there is nothing to slow down
+	dataOffset   = 1 << 20 // beyond both areas, aligned for any disk
+	digestRounds = 1000    // over 448 random bits there is nothing to slow down
 
 	profileVersion = 1
 )
+
+// volumeKeySize is the length of a volume's key in bytes.
+func volumeKeySize(integrity bool) int {
+	if integrity {
+		return keySize + macKeySize
+	}
+	return keySize
+}
+
+// areaSize is what one key slot takes: the key in afStripes stripes, on whole
+// 4 KiB.
+func areaSize(integrity bool) int64 {
+	return int64((volumeKeySize(integrity)*afStripes + 4095) &^ 4095)
+}
+
+// slotsSize has room for two: a roll writes the other slot before it drops the
+// first.
+func slotsSize(integrity bool) int64 { return 2 * areaSize(integrity) }
 
 var (
 	magicPrimary   = []byte("LUKS\xba\xbe")
@@ -86,8 +105,14 @@ var errTorn = errors.New("no header, or a torn one")
 // in our profile's canonical form.
 func parseHeader(b []byte, secondary bool, size int64) (*header, error) {
 	h, err := gateHeader(b, secondary, size)
-	if err != nil || h.meta.seal == nil {
-		return h, err
+	if err != nil {
+		return nil, err
+	}
+	if h.meta.seal == nil {
+		if h.meta.integrity {
+			return nil, errors.New("integrity of another make is not supported")
+		}
+		return h, nil
 	}
 	if err := checkProfile(h.meta); err != nil {
 		return nil, err

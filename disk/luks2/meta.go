@@ -13,6 +13,7 @@ type metadata struct {
 	slots        []keyslot // by id
 	dataOffset   int64     // bytes, where the segment starts
 	sectorSize   int       // 512 or 4096
+	integrity    bool      // each sector has a tag, HMAC-SHA256
 	digest       digest
 	keyslotsSize int64
 	seal         *seal // nil: not of our make
@@ -57,7 +58,7 @@ func (m *metadata) encode() []byte {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		fmt.Fprintf(&b, `"%d":{"type":"luks2","key_size":%d,`, s.id, keySize)
+		fmt.Fprintf(&b, `"%d":{"type":"luks2","key_size":%d,`, s.id, volumeKeySize(m.integrity))
 		fmt.Fprintf(&b, `"af":{"type":"luks1","stripes":%d,"hash":"%s"},`, afStripes, s.afHash)
 		fmt.Fprintf(&b, `"area":{"type":"raw","offset":"%d","size":"%d","encryption":"%s","key_size":%d},`,
 			s.area.offset, s.area.size, cipherName, keySize)
@@ -78,8 +79,12 @@ func (m *metadata) encode() []byte {
 		fmt.Fprintf(&b, `"0":{"type":"%s","keyslots":[],"profile":%d,"generation":"%d","state":"%s","mac":"%s"}`,
 			sealType, profileVersion, m.seal.generation, m.seal.state, b64.EncodeToString(m.seal.mac))
 	}
-	fmt.Fprintf(&b, `},"segments":{"0":{"type":"crypt","offset":"%d","size":"dynamic","iv_tweak":"0","encryption":"%s","sector_size":%d}},`,
+	fmt.Fprintf(&b, `},"segments":{"0":{"type":"crypt","offset":"%d","size":"dynamic","iv_tweak":"0","encryption":"%s","sector_size":%d`,
 		m.dataOffset, cipherName, m.sectorSize)
+	if m.integrity {
+		fmt.Fprintf(&b, `,"integrity":{"type":"%s","journal_encryption":"none","journal_integrity":"none"}`, integrityName)
+	}
+	b.WriteString(`}},`)
 	fmt.Fprintf(&b, `"digests":{"0":{"type":"pbkdf2","keyslots":[%s],"segments":["0"],"hash":"%s","iterations":%d,"salt":"%s","digest":"%s"}},`,
 		`"`+strings.Join(m.slotIDs(), `","`)+`"`, m.digest.hash, m.digest.iterations, b64.EncodeToString(m.digest.salt), b64.EncodeToString(m.digest.value))
 	fmt.Fprintf(&b, `"config":{"json_size":"%d","keyslots_size":"%d"}}`, jsonSize, m.keyslotsSize)

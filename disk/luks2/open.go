@@ -19,9 +19,10 @@ var (
 
 // Opened is an unlocked volume of our make.
 type Opened struct {
-	Key        *secret.Secret // 64 bytes; the caller wipes it
+	Key        *secret.Secret // 64 bytes, with Integrity 96; the caller wipes it
 	DataOffset int64          // bytes from the device's start
 	SectorSize int
+	Integrity  bool
 	Generation uint64
 	State      State
 	Fresh      bool // both header copies are valid and equal
@@ -52,7 +53,7 @@ func (im *Image) Unlock(ctx context.Context, passphrase *secret.Secret, name str
 			return nil, err
 		}
 		return &Opened{
-			Key: key, DataOffset: h.meta.dataOffset, SectorSize: h.meta.sectorSize,
+			Key: key, DataOffset: h.meta.dataOffset, SectorSize: h.meta.sectorSize, Integrity: h.meta.integrity,
 			Generation: h.meta.seal.generation, State: h.meta.seal.state, Fresh: im.fresh,
 			h: h, areas: im.areas,
 		}, nil
@@ -66,13 +67,13 @@ func openSlot(h *header, areas map[region][]byte, passphrase []byte) (*secret.Se
 		if err != nil {
 			return nil, fmt.Errorf("derive: %w", err)
 		}
-		stripes := append([]byte(nil), areas[s.area][:keySize*afStripes]...)
+		stripes := append([]byte(nil), areas[s.area][:volumeKeySize(h.meta.integrity)*afStripes]...)
 		err = cryptArea(slotKey, stripes, false)
 		clear(slotKey)
 		if err != nil {
 			return nil, err
 		}
-		key := secret.New(afMerge(stripes, keySize, hashes[s.afHash]))
+		key := secret.New(afMerge(stripes, volumeKeySize(h.meta.integrity), hashes[s.afHash]))
 		clear(stripes)
 		ok, err := h.meta.digest.matches(key.Bytes())
 		if ok && err == nil {

@@ -24,15 +24,16 @@ type Resealed struct {
 // changed a key slot with cryptsetup, and seals it anew. Only who has the
 // passphrase can: the seal's key comes from the volume's. The key slot that
 // opens becomes the only one. Power may be cut at any write.
-func Reseal(dev Device, size int64, passphrase *secret.Secret, name string, cost KDF) (*Resealed, error) {
+func Reseal(dev Device, length int64, passphrase *secret.Secret, name string, cost KDF) (*Resealed, error) {
 	if err := cost.Check(); err != nil {
 		return nil, err
 	}
-	h, newest, err := lenient(dev, size)
+	h, newest, err := lenient(dev, length)
 	if err != nil {
 		return nil, err
 	}
-	o := &Opened{DataOffset: h.meta.dataOffset, SectorSize: h.meta.sectorSize, State: Ready, h: h, areas: map[region][]byte{}}
+	o := &Opened{DataOffset: h.meta.dataOffset, SectorSize: h.meta.sectorSize, Integrity: h.meta.integrity, State: Ready, h: h, areas: map[region][]byte{}}
+	size := areaSize(h.meta.integrity)
 	var opening keyslot
 	for _, s := range h.meta.slots {
 		b := make([]byte, s.area.size)
@@ -67,16 +68,16 @@ func Reseal(dev Device, size int64, passphrase *secret.Secret, name string, cost
 	meta := *h.meta
 	sealed := *h
 	sealed.meta, sealed.binary = &meta, nil
-	meta.slots, meta.seal = []keyslot{canonical(opening)}, &seal{}
+	meta.slots, meta.seal = []keyslot{canonical(opening, size)}, &seal{}
 	if checkProfile(&meta) != nil {
 		// Another derivation, or another place: a slot of our own beside it.
 		r.Rederived = true
 		id := 0
-		if opening.area.overlaps(region{slotStart, areaSize}) {
+		if opening.area.overlaps(region{slotStart, size}) {
 			id = 1
 		}
-		at := slotStart + int64(id)*areaSize
-		if opening.area.overlaps(region{at, areaSize}) {
+		at := slotStart + int64(id)*size
+		if opening.area.overlaps(region{at, size}) {
 			return nil, errors.New("the key slot lies across both places of the profile: move it with cryptsetup luksChangeKey")
 		}
 		s, area, err := newSlot(id, at, o.Key, passphrase, cost)
@@ -100,9 +101,9 @@ func Reseal(dev Device, size int64, passphrase *secret.Secret, name string, cost
 }
 
 // canonical numbers a key slot by its place, as the profile does.
-func canonical(s keyslot) keyslot {
+func canonical(s keyslot, size int64) keyslot {
 	s.priority = -1
-	if s.area.offset == slotStart+areaSize {
+	if s.area.offset == slotStart+size {
 		s.id = 1
 	} else {
 		s.id = 0

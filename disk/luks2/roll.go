@@ -20,7 +20,7 @@ func (o *Opened) Roll(dev Device, name string, passphrase *secret.Secret, cost K
 		return err
 	}
 	id := 1 - o.h.meta.slots[0].id
-	s, area, err := newSlot(id, slotStart+int64(id)*areaSize, o.Key, passphrase, cost)
+	s, area, err := newSlot(id, slotStart+int64(id)*areaSize(o.Integrity), o.Key, passphrase, cost)
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,8 @@ func (o *Opened) Tidy(dev Device) error {
 	if !o.Fresh {
 		return errors.New("a header copy that may name the other key slot is still there")
 	}
-	return wipeArea(dev, region{slotStart + int64(1-o.h.meta.slots[0].id)*areaSize, areaSize})
+	size := areaSize(o.Integrity)
+	return wipeArea(dev, region{slotStart + int64(1-o.h.meta.slots[0].id)*size, size})
 }
 
 // ErrNoRoll is a foreign volume whose key slot we do not change.
@@ -98,9 +99,10 @@ func (m *metadata) room() (id int, at int64, ok bool) {
 	for slices.ContainsFunc(m.slots, func(s keyslot) bool { return s.id == id }) {
 		id++
 	}
+	at = foreignSlotsStart
 	end := min(foreignSlotsStart+m.keyslotsSize, m.dataOffset)
-	for at = foreignSlotsStart; at+areaSize <= end; at += areaSize {
-		if !slices.ContainsFunc(m.slots, func(s keyslot) bool { return s.area.overlaps(region{at, areaSize}) }) {
+	for size := areaSize(m.integrity); at+size <= end; at += size {
+		if !slices.ContainsFunc(m.slots, func(s keyslot) bool { return s.area.overlaps(region{at, size}) }) {
 			return id, at, true
 		}
 	}

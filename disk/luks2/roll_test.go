@@ -69,7 +69,7 @@ func TestRollPowerCuts(t *testing.T) {
 	if _, err := unlock(t, m, testPass, "data"); !errors.Is(err, ErrPassphrase) {
 		t.Errorf("the old passphrase after the roll: %v", err)
 	}
-	if bytes.Count(m.b[slotStart:slotStart+areaSize], []byte{0}) != areaSize {
+	if bytes.Count(m.b[slotStart:slotStart+areaSize(false)], []byte{0}) != int(areaSize(false)) {
 		t.Error("the old key slot's area is not wiped")
 	}
 	cuts := j.cuts(t, before, func(t *testing.T, what string, m *memory) {
@@ -105,8 +105,8 @@ func TestRollPowerCuts(t *testing.T) {
 		if _, err := unlock(t, m, testPass, "data"); !errors.Is(err, ErrPassphrase) {
 			t.Errorf("%s: the old passphrase still opens: %v", what, err)
 		}
-		free := slotStart + int64(1-end.h.meta.slots[0].id)*areaSize
-		if bytes.Count(m.b[free:free+areaSize], []byte{0}) != areaSize {
+		free := slotStart + int64(1-end.h.meta.slots[0].id)*areaSize(false)
+		if bytes.Count(m.b[free:free+areaSize(false)], []byte{0}) != int(areaSize(false)) {
 			t.Errorf("%s: the other key slot's area is not wiped", what)
 		}
 	})

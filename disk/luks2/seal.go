@@ -58,11 +58,11 @@ func sealMAC(volumeKey []byte, name string, h *header, areas map[region][]byte) 
 // mark writes into a fresh volume key the sign that it belongs to a sealed
 // volume. The host, which does not know the key, can take the seal away but
 // not this; XTS loses 64 of its 512 key bits, all of the tweak key.
-func mark(key []byte) { copy(key[markAt:], markOf(key)) }
+func mark(key []byte) { copy(key[markAt:keySize], markOf(key)) }
 
 // Marked says whether a volume key belongs to a sealed volume.
 func Marked(key []byte) bool {
-	return len(key) == keySize && hmac.Equal(key[markAt:], markOf(key))
+	return (len(key) == keySize || len(key) == keySize+macKeySize) && hmac.Equal(key[markAt:keySize], markOf(key))
 }
 
 func markOf(key []byte) []byte {

@@ -10,18 +10,19 @@ import (
 // newSlot makes a key slot that opens key with passphrase, and the content of
 // its area. The caller writes the area before any header names it.
 func newSlot(id int, at int64, key, passphrase *secret.Secret, cost KDF) (keyslot, []byte, error) {
-	s := keyslot{id: id, area: region{at, areaSize}, afHash: "sha256", priority: -1,
+	size := areaSize(key.Len() > keySize)
+	s := keyslot{id: id, area: region{at, size}, afHash: "sha256", priority: -1,
 		kdf: kdf{kind: "argon2id", cost: cost, salt: random(saltSize)}}
 	slotKey, err := s.kdf.slotKey(passphrase.Bytes())
 	if err != nil {
 		return s, nil, fmt.Errorf("derive: %w", err)
 	}
 	defer clear(slotKey)
-	area := make([]byte, areaSize)
+	area := make([]byte, size)
 	stripes := afSplit(key.Bytes(), hashes[s.afHash])
 	copy(area, stripes)
 	clear(stripes)
-	return s, area, cryptArea(slotKey, area[:keySize*afStripes], true)
+	return s, area, cryptArea(slotKey, area[:key.Len()*afStripes], true)
 }
 
 // wipeArea overwrites key material that no header names any more.
