@@ -108,9 +108,6 @@ func (r *run) demandsOfVolumes(volumes at) {
 		}
 		if j >= 0 {
 			r.volumes[j].demands = d
-			if d.integrity && r.volumes[j].fs != "ext4" {
-				r.fail(schema, e.get("integrity"), "a volume with integrity can only have ext4", "write filesystem: ext4, or leave filesystem out")
-			}
 		}
 	}
 }

@@ -67,9 +67,6 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 		return fail("HPL02002E", err, "the guest has too little memory for the key derivation of the image's policy")
 	}
 	fs := filesystems[s.Filesystem]
-	if s.Integrity && s.Filesystem != "ext4" {
-		return fail("HPL02005E", nil, "a volume with integrity can only have ext4: write filesystem: ext4, or leave it out")
-	}
 	if _, err := tool(fs.make[0]); err != nil {
 		return fail("HPL02005E", err, "this image cannot make a "+s.Filesystem+" file system: use ext4")
 	}
@@ -249,11 +246,12 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, d *found, dev p
 	}
 	if o.State != luks2.Ready {
 		op.Log.Info("making the file system", "volume", s.Name, "filesystem", s.Filesystem)
-		fs := filesystems[s.Filesystem]
 		if o.Integrity {
-			fs = fs.whole()
+			if err := fill(ctx, v.Device); err != nil {
+				return hpl.Wrap(err, "HPL02002E", s.Path, "the volume's sectors cannot be written")
+			}
 		}
-		if err := fs.create(ctx, v.Device); err != nil {
+		if err := filesystems[s.Filesystem].create(ctx, v.Device); err != nil {
 			return hpl.Wrap(err, "HPL02005E", s.Path, "the file system cannot be made")
 		}
 		if err := o.Commit(dev, s.Name, luks2.Ready); err != nil {

@@ -10,9 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -24,7 +22,6 @@ type filesystem struct {
 	check     []string // nil: the kernel replays its journal at mount, no more
 	options   string   // for mount
 	grow      func(mount *os.File, bytes, block int64) error
-	blank     bool // its ends must be written before anything reads them
 }
 
 // filesystems by the name that the contract uses.
@@ -114,28 +111,13 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// whole is the same file system, which writes all of its metadata when it is
-// made: a sector with integrity cannot be read before it was written.
-func (f filesystem) whole() filesystem {
-	f.make = slices.Clone(f.make)
-	for i, a := range f.make {
-		f.make[i] = strings.ReplaceAll(a, "lazy_itable_init=1,lazy_journal_init=1", "lazy_itable_init=0,lazy_journal_init=0")
-	}
-	f.blank = true
-	return f
-}
-
 func (f filesystem) create(ctx context.Context, node string) error {
-	if f.blank {
-		if err := blankEnds(node); err != nil {
-			return err
-		}
-	}
 	return runTool(ctx, f.makeLimit, append(f.make[:len(f.make):len(f.make)], node)...)
 }
 
-// blankEnds writes zeros where tools look for what was there before.
-func blankEnds(node string) error {
+// fill writes zeros over all of a mapped device: a sector with integrity cannot
+// be read before it was written.
+func fill(ctx context.Context, node string) error {
 	f, err := os.OpenFile(node, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -145,10 +127,13 @@ func blankEnds(node string) error {
 	if err != nil {
 		return err
 	}
-	zeros := make([]byte, mib)
-	for _, at := range []int64{0, size - mib} {
-		if _, err := f.WriteAt(zeros, at); err != nil {
-			return fmt.Errorf("clear the volume's ends: %w", err)
+	zeros := make([]byte, 4*mib)
+	for at := int64(0); at < size; at += int64(len(zeros)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at); err != nil {
+			return fmt.Errorf("write the volume's sectors: %w", err)
 		}
 	}
 	return f.Sync()

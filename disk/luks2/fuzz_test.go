@@ -59,6 +59,9 @@ func FuzzHeader(f *testing.F) {
 	f.Add(m.b[:600], m.b[headerSize:headerSize+600])
 	f.Add(marker, []byte{})
 	f.Add(append(bytes.Clone(magicPrimary), 0, 1), []byte{})
+	for _, b := range suite(f) {
+		f.Add(b[:headerSize], b[headerSize:2*headerSize])
+	}
 	disk := &memory{b: make([]byte, fuzzSize)}
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		clear(disk.b[:2*headerSize])

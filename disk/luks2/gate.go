@@ -88,8 +88,12 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	segments.done()
 
 	m.slots = parseSlots(top.object("keyslots"), m.integrity)
+	slotsEnd := foreignSlotsStart + m.keyslotsSize
+	if m.keyslotsSize%4096 != 0 || slotsEnd > m.dataOffset {
+		w.fail("header.config.keyslots_size")
+	}
 	for i, s := range m.slots {
-		if !s.area.within(foreignSlotsStart, m.dataOffset) {
+		if !s.area.within(foreignSlotsStart, slotsEnd) {
 			w.fail("header.keyslots.area")
 		}
 		for _, other := range m.slots[:i] {

@@ -24,6 +24,9 @@ func parseTree(area []byte) (map[string]any, error) {
 	if slices.ContainsFunc(area[end:], func(b byte) bool { return b != 0 }) {
 		return nil, errors.New("bytes follow the JSON text")
 	}
+	if area[0] != '{' { // nor a blank before it
+		return nil, errors.New("the JSON text does not begin with an object")
+	}
 	if slices.ContainsFunc(area[:end], func(b byte) bool { return b >= 0x80 }) {
 		return nil, errors.New("the JSON text is not ASCII")
 	}
