@@ -239,7 +239,7 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, d *found, dev p
 		if err != nil {
 			return hpl.Wrap(err, "HPL02003E", s.Path, "the kernel does not map the volume's integrity: the disk was changed, or its making was cut off")
 		}
-		p, v.Lower = upper, &lower
+		p, v.Lower = upper, lower
 	}
 	if err := op.attach(s, v, p, o.Key); err != nil {
 		return err

@@ -35,11 +35,7 @@ func headerOf(disk string, start, size int64) (Header, error) {
 // Check says whether an open volume is still what it was when it opened: its
 // live table, its mount, its header on the disk.
 func (v *Volume) Check() error {
-	tables := []Table{v.Table}
-	if v.Lower != nil {
-		tables = append(tables, *v.Lower)
-	}
-	for _, t := range tables {
+	for _, t := range append([]Table{v.Table}, v.Lower...) {
 		sectors, target, params, err := liveTable(t.Mapping)
 		switch {
 		case err != nil:

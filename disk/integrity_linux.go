@@ -9,13 +9,16 @@ import (
 	"strings"
 )
 
-// A volume with integrity lies on a second mapping: dm-integrity keeps a tag
+// A volume with integrity lies on two more mappings: dm-integrity keeps a tag
 // for each sector, which dm-crypt writes and checks
-// (Documentation/admin-guide/device-mapper/dm-integrity.rst). What cryptsetup
-// makes of luksFormat --integrity hmac-sha256 is the same.
+// (Documentation/admin-guide/device-mapper/dm-integrity.rst), as cryptsetup
+// makes it of luksFormat --integrity hmac-sha256. It takes all of the device
+// that it is given: a linear mapping ends that where the volume ends. CloseAll
+// removes them in the order of their names: the volume, integrity, linear.
 
 const (
 	integritySuffix = "-integrity"
+	linearSuffix    = "-linear"
 	integrityBlock  = 4096
 	integrityMagic  = "integrt\x00"
 )
@@ -30,52 +33,67 @@ const (
 
 // integrityParams is the target's parameter line as we load it. The kernel
 // prints more behind it.
-func (p place) integrityParams(m integrityMode) string {
-	return fmt.Sprintf("%d:%d %d %d %c 2 block_size:%d fix_padding", p.major, p.minor, p.start/sector, tagSize, m, integrityBlock)
+func (m *mapping) integrityParams(mode integrityMode) string {
+	return fmt.Sprintf("%d:%d 0 %d %c 2 block_size:%d fix_padding", m.major, m.minor, tagSize, mode, integrityBlock)
 }
 
-// mapIntegrity makes the lower mapping of the volume "name" over p and returns
+// mapIntegrity makes the lower mappings of the volume "name" over p and returns
 // the place where its sectors lie. fresh makes its superblock anew: what was
-// there is lost.
-func mapIntegrity(name string, disk *os.File, p place, m integrityMode, fresh bool) (place, Table, error) {
-	none := Table{}
-	lower := name + integritySuffix
-	params := p.integrityParams(m)
+// there is lost. What is mapped when it fails is CloseAll's.
+func mapIntegrity(name string, disk *os.File, p place, mode integrityMode, fresh bool) (place, []Table, error) {
+	linear := Table{Mapping: name + linearSuffix, Target: "linear", Sectors: uint64(p.size / integrityBlock * integrityBlock / sector),
+		Params: fmt.Sprintf("%d:%d %d", p.major, p.minor, p.start/sector)}
+	below, err := linear.load()
+	if err != nil {
+		return p, nil, err
+	}
+	tags := Table{Mapping: name + integritySuffix, Target: "integrity", Sectors: integrityBlock / sector, Params: below.integrityParams(mode)}
 	if fresh {
 		// Zeros ask the target for a superblock of its own.
 		if _, err := disk.WriteAt(make([]byte, integrityBlock), p.start); err != nil {
-			return p, none, fmt.Errorf("clear superblock: %w", err)
+			return p, nil, fmt.Errorf("clear superblock: %w", err)
 		}
 		if err := disk.Sync(); err != nil {
-			return p, none, fmt.Errorf("clear superblock: %w", err)
+			return p, nil, fmt.Errorf("clear superblock: %w", err)
 		}
-		if _, err := createMapping(lower, "integrity", integrityBlock/sector, params); err != nil {
-			return p, none, err
+		if _, err := createMapping(tags.Mapping, tags.Target, tags.Sectors, tags.Params); err != nil {
+			return p, nil, err
 		}
-		if err := removeMapping(lower); err != nil {
-			return p, none, err
+		if err := removeMapping(tags.Mapping); err != nil {
+			return p, nil, err
 		}
 	}
-	sectors, err := provided(disk, p)
+	if tags.Sectors, err = provided(disk, p); err != nil {
+		return p, nil, err
+	}
+	top, err := tags.load()
 	if err != nil {
-		return p, none, err
+		return p, nil, err
 	}
-	made, err := createMapping(lower, "integrity", sectors, params)
+	return place{major: top.major, minor: top.minor, size: int64(tags.Sectors) * sector, sectorSize: p.sectorSize, integrity: true},
+		[]Table{tags, linear}, nil
+}
+
+// load makes the mapping and compares what the kernel then shows with what was
+// asked for. It counts and orders a target's options in its own way: what is
+// before them is compared, and all of it kept.
+func (t *Table) load() (*mapping, error) {
+	m, err := createMapping(t.Mapping, t.Target, t.Sectors, t.Params)
 	if err != nil {
-		return p, none, err
+		return nil, err
 	}
-	live, target, text, err := liveTable(lower)
-	// The kernel counts and orders the options in its own way: what is before
-	// them is compared, the rest is remembered.
-	head, _, _ := strings.Cut(params, " 2 ")
-	if err == nil && (live != sectors || target != "integrity" || !strings.HasPrefix(string(text), head+" ")) {
+	sectors, target, params, err := liveTable(t.Mapping)
+	head, _, options := strings.Cut(t.Params, " 2 ")
+	switch {
+	case err != nil:
+	case sectors != t.Sectors || target != t.Target || !options && string(params) != t.Params || options && !strings.HasPrefix(string(params), head+" "):
 		err = errors.New("the live table is not the one that was loaded")
 	}
 	if err != nil {
-		return p, none, errors.Join(err, removeMapping(lower))
+		return nil, errors.Join(err, removeMapping(t.Mapping))
 	}
-	return place{major: made.major, minor: made.minor, size: int64(sectors) * sector, sectorSize: p.sectorSize, integrity: true},
-		Table{Mapping: lower, Target: target, Sectors: sectors, Params: string(text)}, nil
+	t.Params = string(params)
+	return m, nil
 }
 
 // provided reads how many sectors the lower mapping has room for. The

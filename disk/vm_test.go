@@ -64,6 +64,9 @@ func TestInGuests(t *testing.T) {
 				must(t, os.Truncate(v.File, grownSize))
 			}
 			g.boot(t, "^(TestSecondBoot|TestHeaderChanged|TestIntegrity|TestGrown|TestForeign|TestRoll)$", slices.Concat([]qemu.Disk{data, d.blank("whole", vmSize)}, kinds, stock)...)
+			if out := run(t, "sgdisk", "--verify", d.path("whole")); !strings.Contains(out, "No problems found") {
+				t.Errorf("sgdisk: the volume with integrity reaches into the backup table: %s", out)
+			}
 			for i, judge := range [][]string{{"e2fsck", "-fn"}, {"xfs_repair", "-n", "-f"}, {"btrfs", "check", "--readonly"}} {
 				if out := run(t, "sgdisk", "--verify", kinds[i].File); !strings.Contains(out, "No problems found") {
 					t.Errorf("%s: sgdisk: %s", kinds[i].Serial, out)

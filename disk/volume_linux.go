@@ -30,9 +30,9 @@ type Volume struct {
 
 	Integrity bool `json:"integrity"` // a changed sector gives a read error
 
-	Header Header `json:"header"`
-	Table  Table  `json:"table"`
-	Lower  *Table `json:"lower,omitempty"` // with Integrity
+	Header Header  `json:"header"`
+	Table  Table   `json:"table"`
+	Lower  []Table `json:"lower"` // with Integrity, from above
 
 	log     *slog.Logger
 	mapping *mapping // nil: not mapped
