@@ -28,7 +28,7 @@ import (
 
 const (
 	vmPass  = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8" // guestPass of guest_test.go
-	vmLimit = 5 * time.Minute
+	vmLimit = 10 * time.Minute
 	vmSize  = 256 * mib
 
 	grownSize = 640 * mib
