@@ -165,6 +165,8 @@ func (r *run) explainSections(x *Explanation) {
 
 func (r *run) explainServices(x *Explanation) {
 	switch w := r.workload.body; {
+	case w.get("play").present():
+		r.explainPlay(x, w.get("play"))
 	case r.plan.Compose != nil:
 		for i := range r.plan.Compose.Services {
 			s := &r.plan.Compose.Services[i]
@@ -183,8 +185,6 @@ func (r *run) explainServices(x *Explanation) {
 		}
 	case w.get("compose").present():
 		r.explainComposeFile(x, w.get("compose").get("archive"))
-	case w.get("play").present():
-		r.explainPlay(x, w.get("play"))
 	}
 }
 

@@ -60,7 +60,7 @@ func FuzzContract(f *testing.F) {
 				t.Fatalf("the console would repeat the contract: %+v", f)
 			}
 		}
-		if err != nil || v.Plan().Compose == nil { // play: no guest gets that far yet
+		if err != nil || v.Plan().Compose == nil {
 			return
 		}
 		var wire bytes.Buffer

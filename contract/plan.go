@@ -16,14 +16,13 @@ type Plan struct {
 	TokensDecrypted int    // top-level and nested
 	TokensIgnored   int    // look like tokens, do not open, are not needed
 	Network         *Network
-	Syslog          *Syslog  // nil = no logging configured, and the policy allowed it
-	Volumes         []Volume // document order of workload.volumes
-	Auths           []Auth   // sorted by host
-	CACerts         [][]byte // PEM, further trust anchors for registries
-	Env             []Var    // merged, sorted by name; not sent to the agent, whose services have theirs
-	Compose         *compose.Project
-	Play            *Play    // instead of Compose
-	Digests         []Digest // lines of the attestation record, in its order
+	Syslog          *Syslog          // nil = no logging configured, and the policy allowed it
+	Volumes         []Volume         // document order of workload.volumes
+	Auths           []Auth           // sorted by host
+	CACerts         [][]byte         // PEM, further trust anchors for registries
+	Env             []Var            // merged, sorted by name; not sent to the agent, whose services have theirs
+	Compose         *compose.Project // the pods of a play workload too
+	Digests         []Digest         // lines of the attestation record, in its order
 
 	AttestationPublicKey  []byte         // PEM "PUBLIC KEY", nil = record in clear
 	UserDataMasked        *secret.Secret // user-data.decrypted (§1.1), every seed 15 asterisks; the agent's, if a container mounts it

@@ -2,7 +2,6 @@ package contract
 
 import (
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 	"text/template"
@@ -11,15 +10,8 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"hpcr/agent/hpl"
-	"hpcr/agent/secret"
 	"hpcr/contract/archive"
 )
-
-// Play is a play workload with its templates filled in.
-type Play struct {
-	Files     []archive.File   // of the archive: its YAML files at the top are descriptors too
-	Documents []*secret.Secret // YAML, one descriptor each: contract.config.map, resources, templates
-}
 
 // ConfigMapName is the ConfigMap that every pod may take the merged
 // environment from.
@@ -44,53 +36,40 @@ func (r *run) pods() {
 	if p.n == nil || p.n.kind != mapNode || r.failed && !r.lint {
 		return
 	}
-	out := &Play{}
+	var (
+		files []archive.File
+		all   []descriptor
+	)
 	if a := p.get("archive"); a.n.isString() && !r.failedAt(a) {
 		var err error
-		if out.Files, err = archive.Unpack(a.n.text); err != nil {
+		if files, err = archive.Unpack(a.n.text); err != nil {
 			e := hpl.From(err)
 			r.failFrom(a, hpl.Wrap(e.Err, playCode, e.Path, e.Detail))
 		}
+		all = r.archived(a, files)
 	}
 	env := r.mergedEnv()
-	documents := []*node{configMap(env)}
-	documents = append(documents, p.get("resources").vals()...)
-	t := rendering{run: r, env: env, unset: map[string]bool{}}
-	l := p.get("templates")
+	l := p.get("resources")
 	for i := range l.vals() {
-		documents = append(documents, t.fill(l.item(i)))
+		all = append(all, descriptor{l.item(i), l.n.vals[i]})
+	}
+	t := rendering{run: r, env: env, unset: map[string]bool{}}
+	l = p.get("templates")
+	for i := range l.vals() {
+		d := l.item(i)
+		filled := d
+		filled.n = t.fill(d)
+		all = append(all, descriptor{filled, d.n})
 	}
 	if len(t.unset) > 0 && !r.workload.closed && !r.env.closed {
 		r.say(SeverityNote, "", l, "the templates use variables that nobody sets, and they are empty", "set them under env of the contract", nil)
 	}
-	if r.failed {
-		return
+	if r.failed || r.workload.closed || r.env.closed {
+		return // without all variables pods are not what they will be
 	}
-	for _, d := range documents {
-		b, err := dump(d)
-		if err != nil {
-			r.failCause(err, playCode, p, "a descriptor cannot be written out", "remove unusual characters from it")
-			return
-		}
-		out.Documents = append(out.Documents, secret.New(b))
+	if p := r.translate(all, files, env); !r.failed {
+		r.plan.Compose = p
 	}
-	r.plan.Play = out
-}
-
-// configMap is contract.config.map with the merged environment.
-func configMap(env map[string]string) *node {
-	m := func(pairs ...any) *node {
-		n := &node{kind: mapNode, tag: "!!map"}
-		for i := 0; i < len(pairs); i += 2 {
-			n.keys, n.vals = append(n.keys, stringNode(pairs[i].(string))), append(n.vals, pairs[i+1].(*node))
-		}
-		return n
-	}
-	data := m()
-	for _, name := range slices.Sorted(maps.Keys(env)) {
-		data.keys, data.vals = append(data.keys, quoted(name)), append(data.vals, quoted(env[name]))
-	}
-	return m("apiVersion", stringNode("v1"), "kind", stringNode("ConfigMap"), "metadata", m("name", stringNode(ConfigMapName)), "data", data)
 }
 
 // quoted is text that no reader takes for anything else.

@@ -42,7 +42,7 @@ func TestTemplatesByValue(t *testing.T) {
 		if yerr != nil {
 			t.Fatal(yerr)
 		}
-		for name, doc := range map[string]*node{"template": r.fill(root("x", "workload", n)), "config map": configMap(env)} {
+		for name, doc := range map[string]*node{"template": r.fill(root("x", "workload", n))} {
 			b, err := dump(doc)
 			if err != nil {
 				t.Fatalf("%s: %q: %v", name, v, err)
@@ -60,66 +60,11 @@ func TestTemplatesByValue(t *testing.T) {
 				if diff := cmp.Diff(any(want), back.value()); diff != "" {
 					t.Errorf("%q: %s", v, diff)
 				}
-			case "config map":
-				if got := back.get("data").get("V"); !got.isString() || got.text != v {
-					t.Errorf("%q: %+v", v, got)
-				}
 			}
 		}
 		if n.get("spec").get("image").text != "{{ .Env.V }}" {
 			t.Error("the contract itself was changed")
 		}
-	}
-}
-
-func TestPlay(t *testing.T) {
-	const pods = `play:
-  resources:
-    - {apiVersion: v1, kind: ConfigMap, metadata: {name: own}, data: {keep: '{{ .Env.C }}'}}
-  templates:
-    - apiVersion: v1
-      kind: Pod
-      metadata: {name: "{{ .Env.A }}"}
-      spec: {note: '{{ if .Env.NONE }}x{{ else }}{{ range $k, $v := .Env }}{{ $k }}={{ $v }};{{ end }}{{ end }}'}
-`
-	r := playRun(t, pods, false)
-	v, err := r.verdict()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []any
-	for _, d := range v.Plan().Play.Documents {
-		n, yerr := parseYAML("play", d.Bytes())
-		if yerr != nil {
-			t.Fatal(yerr)
-		}
-		got = append(got, n.value())
-	}
-	m := func(pairs ...any) map[string]any {
-		out := map[string]any{}
-		for i := 0; i < len(pairs); i += 2 {
-			out[pairs[i].(string)] = pairs[i+1]
-		}
-		return out
-	}
-	want := []any{
-		m("apiVersion", "v1", "kind", "ConfigMap", "metadata", m("name", "contract.config.map"), "data", m("A", "w", "C", "x", "FROM_ENV", "e", "GREETING", "hello")),
-		m("apiVersion", "v1", "kind", "ConfigMap", "metadata", m("name", "own"), "data", m("keep", "{{ .Env.C }}")),
-		m("apiVersion", "v1", "kind", "Pod", "metadata", m("name", "w"), "spec", m("note", "A=w;C=x;FROM_ENV=e;GREETING=hello;")),
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	if len(r.findings) != 1 || r.findings[0].Severity != SeverityNote || r.findings[0].Path != "/workload/play/templates" {
-		t.Errorf("the variable that nobody sets: %+v", r.findings)
-	}
-	first := v.Plan().Play.Documents[0]
-	if v.Wipe(); first.Len() != 0 {
-		t.Error("not wiped")
-	}
-	archived, err := playRun(t, "play:\n  archive: "+string(encodedVector(t, "play.tgz"))+"\n", false).verdict()
-	if err != nil || len(archived.Plan().Play.Files) == 0 || len(archived.Plan().Play.Documents) != 1 {
-		t.Errorf("an archive: %v", err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -208,6 +209,7 @@ func TestWhatTheGuestCannotDo(t *testing.T) {
 	logRouter["env"] = before + "  logRouter: {hostname: ingress.example.com, iamApiKey: key-of-iam}\nvolumes:\n" + after
 	play := baseSections(t)
 	play["workload"] = strings.Replace(play["workload"], "compose:\n", "play:\n", 1)
+	play["workload"] = regexp.MustCompile(`archive: \S+`).ReplaceAllLiteralString(play["workload"], "archive: "+encodedVector(t, "play.tgz"))
 	tests := map[string]struct {
 		sections map[string]string
 		all      features

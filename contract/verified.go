@@ -51,10 +51,5 @@ func (p *Plan) wipe() {
 	}
 	p.UserDataMasked.Wipe()
 	p.WorkloadDataDecrypted.Wipe()
-	if p.Play != nil {
-		for _, d := range p.Play.Documents {
-			d.Wipe()
-		}
-	}
-	p.Compose, p.Play = nil, nil
+	p.Compose = nil
 }

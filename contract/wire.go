@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"regexp"
 	"slices"
 	"time"
 
@@ -73,6 +74,9 @@ type wireAuth struct {
 	Username string `json:"username"`
 	Password []byte `json:"password"`
 }
+
+// podPlace is what a message to the host may call a pod's container.
+var podPlace = regexp.MustCompile(`^/workload/play/(resources|templates|archive)/#?[0-9]{1,6}/spec/(initContainers|containers)/[0-9]{1,6}$`)
 
 // recordDir is where containers find the record and the contract beside it.
 const recordDir = "/var/hyperprotect"
@@ -211,6 +215,11 @@ func (p *Plan) check() error {
 	}
 	if p.Compose == nil {
 		return errors.New("no workload")
+	}
+	for i := range p.Compose.Services {
+		if s := &p.Compose.Services[i]; s.Place != "" && !podPlace.MatchString(s.Place) {
+			return errors.New("place of a container")
+		}
 	}
 	if err := p.Network.check(); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -33,7 +34,8 @@ type service struct {
 	state State // guarded by w.mu
 
 	container containerd.Container
-	prepared  bool // namespace, networks and staged mounts may exist
+	addr      netip.Addr // on its first network
+	prepared  bool       // namespace, networks and staged mounts may exist
 
 	mu       sync.Mutex
 	task     containerd.Task // of the current run
@@ -85,6 +87,7 @@ func (s *service) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.addr = addr
 	st, err := newStage(s.stage())
 	if err != nil {
 		return err
@@ -210,7 +213,7 @@ func (s *service) startOnce(ctx context.Context) (*run, error) {
 	s.task = task
 	s.mu.Unlock()
 	health := HealthNone
-	if s.image.check(s.def) != nil {
+	if s.image.check(s.def) != nil || gated(s.def) {
 		health = HealthStarting
 	}
 	s.update(func(st *State) { st.Phase, st.Health, st.Pid = Running, health, task.Pid() })

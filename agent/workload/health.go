@@ -17,15 +17,20 @@ import (
 
 // startChecks runs the health check beside a run; the result ends it.
 func (s *service) startChecks(ctx context.Context, r *run) (stop func()) {
-	h := s.image.check(s.def)
-	if h == nil {
+	h, d := s.image.check(s.def), s.def
+	probes := d.Startup != nil || d.Liveness != nil || d.Readiness != nil
+	if h == nil && !probes {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.checks(ctx, r, h)
+		if probes {
+			s.podProbes(ctx, r)
+		} else {
+			s.checks(ctx, r, h)
+		}
 	}()
 	return func() { cancel(); <-done }
 }

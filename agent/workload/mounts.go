@@ -187,8 +187,14 @@ func (w *Workload) volume(st *stage, s *compose.Service, n int, m compose.Mount,
 	if err := os.MkdirAll(w.opt.Volumes, 0o711); err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	switch err := os.Mkdir(dir, 0o755); {
+	case errors.Is(err, fs.ErrExist):
+	case err != nil:
 		return err
+	default:
+		if err := w.furnish(dir, m); err != nil {
+			return err
+		}
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -199,6 +205,49 @@ func (w *Workload) volume(st *stage, s *compose.Service, n int, m compose.Mount,
 	}
 	st.mount(dir, m.Target, m.ReadOnly, false)
 	return nil
+}
+
+// furnish gives a new volume what its mount asks for.
+func (w *Workload) furnish(dir string, m compose.Mount) error {
+	if m.RAM {
+		if err := mountMemory(dir, m.Size); err != nil {
+			return fmt.Errorf("volume in memory: %w", err)
+		}
+		w.memory = append(w.memory, dir)
+	}
+	if m.GID != 0 {
+		if err := os.Chown(dir, 0, m.GID); err != nil {
+			return err
+		}
+	}
+	mode := os.FileMode(m.Mode & 0o777)
+	if mode == 0 {
+		return nil
+	}
+	if m.Mode&0o1000 != 0 {
+		mode |= os.ModeSticky
+	}
+	if m.GID != 0 {
+		mode |= os.ModeSetgid
+	}
+	return os.Chmod(dir, mode)
+}
+
+// dropMemory ends the volumes that are in memory.
+func (w *Workload) dropMemory() error {
+	var errs []error
+	for _, dir := range w.memory {
+		errs = append(errs, deleteFolder(dir))
+	}
+	w.memory = nil
+	return errors.Join(errs...)
+}
+
+func deleteFolder(dir string) error {
+	if err := unmount(dir); err != nil {
+		return err
+	}
+	return os.Remove(dir)
 }
 
 // fillVolumes copies what the image has at a volume's target into the volume,

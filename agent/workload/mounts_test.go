@@ -174,18 +174,18 @@ func TestBindFileIsWhatWasChecked(t *testing.T) {
 
 func TestNetnsLivesAndGoes(t *testing.T) {
 	path := t.TempDir() + "/ns"
-	if err := newNetns(path); err != nil {
+	if err := newNamespace(path, netNamespace); err != nil {
 		t.Fatal(err)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil || st.Type != unix.NSFS_MAGIC {
 		t.Errorf("not a namespace: %x %v", st.Type, err)
 	}
-	if err := newNetns(path); err == nil {
+	if err := newNamespace(path, netNamespace); err == nil {
 		t.Error("made the same namespace twice")
 	}
 	for range 2 {
-		if err := deleteNetns(path); err != nil {
+		if err := deleteNamespace(path); err != nil {
 			t.Error(err)
 		}
 	}

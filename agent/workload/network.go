@@ -69,8 +69,11 @@ func (w *Workload) connect(s *compose.Service) (netnsPath string, first netip.Ad
 	if s.NetworkMode != "" {
 		return "", first, nil // the guest's own, or one that runc makes and nobody joins
 	}
-	netnsPath = filepath.Join(w.opt.Netns, namespace+"-"+containerID(s))
-	if err := newNetns(netnsPath); err != nil {
+	netnsPath = w.netnsPath(s)
+	if !w.leads(s) {
+		return netnsPath, w.podAddr[s.Pod], nil
+	}
+	if err := newNamespace(netnsPath, netNamespace); err != nil {
 		return "", first, err
 	}
 	defer func() {
@@ -78,8 +81,13 @@ func (w *Workload) connect(s *compose.Service) (netnsPath string, first netip.Ad
 			err = errors.Join(err, w.disconnect(s))
 		}
 	}()
-	ports := make([]network.Port, 0, len(s.Ports))
-	for _, p := range s.Ports {
+	if s.Pod != "" {
+		if err := newNamespace(netnsPath+ipcSuffix, ipcNamespace); err != nil {
+			return "", first, err
+		}
+	}
+	var ports []network.Port
+	for _, p := range w.portsOf(s) {
 		ports = append(ports, network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.ContainerPort, Proto: p.Proto})
 	}
 	for _, m := range s.Join {
@@ -95,11 +103,47 @@ func (w *Workload) connect(s *compose.Service) (netnsPath string, first netip.Ad
 			first, ports = addr, nil // published on the first network only
 		}
 	}
+	if s.Pod != "" {
+		w.podAddr[s.Pod] = first
+	}
 	return netnsPath, first, nil
 }
 
+const ipcSuffix = "-ipc"
+
+// leader is the service that a pod's namespaces belong to: its first, which is
+// created first and removed last.
+func (w *Workload) leader(s *compose.Service) *compose.Service {
+	for _, o := range w.services {
+		if s.Pod != "" && o.def.Pod == s.Pod {
+			return o.def
+		}
+	}
+	return s
+}
+
+func (w *Workload) leads(s *compose.Service) bool { return w.leader(s).Index == s.Index }
+
+func (w *Workload) netnsPath(s *compose.Service) string {
+	return filepath.Join(w.opt.Netns, namespace+"-"+containerID(w.leader(s)))
+}
+
+// portsOf is what a leader publishes: the ports of its whole pod.
+func (w *Workload) portsOf(s *compose.Service) []compose.Port {
+	if s.Pod == "" {
+		return s.Ports
+	}
+	var ports []compose.Port
+	for _, o := range w.services {
+		if o.def.Pod == s.Pod {
+			ports = append(ports, o.def.Ports...)
+		}
+	}
+	return ports
+}
+
 func (w *Workload) disconnect(s *compose.Service) error {
-	if s.NetworkMode != "" {
+	if s.NetworkMode != "" || !w.leads(s) {
 		return nil
 	}
 	var errs []error
@@ -108,7 +152,10 @@ func (w *Workload) disconnect(s *compose.Service) error {
 			errs = append(errs, br.Detach(containerID(s)))
 		}
 	}
-	errs = append(errs, deleteNetns(filepath.Join(w.opt.Netns, namespace+"-"+containerID(s))))
+	errs = append(errs, deleteNamespace(w.netnsPath(s)))
+	if s.Pod != "" {
+		errs = append(errs, deleteNamespace(w.netnsPath(s)+ipcSuffix))
+	}
 	return errors.Join(errs...)
 }
 

@@ -85,7 +85,11 @@ func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *servi
 				}
 				detail, retry := pullCause(err)
 				if !retry || try == pullTries || sleep(ctx, time.Duration(try)*time.Second) != nil {
-					return hpl.Wrap(err, "HPL06004E", s.def.Path("image"), detail)
+					code := hpl.Code("HPL06004E")
+					if s.def.Pod != "" {
+						code = "HPL15005E"
+					}
+					return hpl.Wrap(err, code, s.def.Path("image"), detail)
 				}
 				w.opt.Log.Warn("image will be asked for again", "service", s.def.Name, "err", err)
 			}

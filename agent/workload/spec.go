@@ -273,7 +273,11 @@ func isolation(s *compose.Service, env surroundings) oci.SpecOpts {
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 		}
 		if s.IPC != "host" {
-			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.IPCNamespace})
+			ipc := specs.LinuxNamespace{Type: specs.IPCNamespace}
+			if s.Pod != "" {
+				ipc.Path = env.netns + ipcSuffix
+			}
+			l.Namespaces = append(l.Namespaces, ipc)
 		}
 		if s.NetworkMode != "host" {
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: env.netns})

@@ -8,7 +8,6 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 
-	"hpcr/agent/hpl"
 	"hpcr/contract/compose"
 )
 
@@ -159,7 +158,7 @@ func (s *service) adopt(ctx context.Context, r *run) (exit <-chan containerd.Exi
 }
 
 // dependencies waits until what the service depends on is so far. A condition
-// that cannot come true any more is HPL08004E.
+// that cannot come true any more is HPL08004E, or HPL15005E in a pod.
 func (s *service) dependencies(ctx context.Context) error {
 	for _, d := range s.def.DependsOn {
 		var on *service
@@ -180,7 +179,7 @@ func (s *service) dependencies(ctx context.Context) error {
 			if ctx.Err() != nil {
 				detail = "a service that this one depends on was not ready in time: the guest's log has its output"
 			}
-			return hpl.Wrap(err, "HPL08004E", s.def.Path("depends_on"), detail)
+			return s.failed(err, "depends_on", detail)
 		}
 	}
 	return nil

@@ -1,9 +1,11 @@
 package workload
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -12,9 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newNetns makes a network namespace that outlives its thread by a bind mount
-// at path.
-func newNetns(path string) error {
+// Kinds of namespaces that containers are given by path.
+const (
+	netNamespace = unix.CLONE_NEWNET
+	ipcNamespace = unix.CLONE_NEWIPC
+)
+
+// newNamespace makes a namespace that outlives its thread by a bind mount at
+// path.
+func newNamespace(path string, kind int) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -28,21 +36,59 @@ func newNetns(path string) error {
 		// The thread has left the guest's namespace: it is not unlocked, so
 		// that it ends with this goroutine.
 		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		if err := unix.Unshare(kind); err != nil {
 			made <- fmt.Errorf("unshare: %w", err)
 			return
 		}
-		src := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+		src := fmt.Sprintf("/proc/self/task/%d/ns/%s", unix.Gettid(), map[int]string{netNamespace: "net", ipcNamespace: "ipc"}[kind])
 		made <- unix.Mount(src, path, "", unix.MS_BIND, "")
 	}()
 	if err := <-made; err != nil {
-		return errors.Join(fmt.Errorf("network namespace: %w", err), os.Remove(path))
+		return errors.Join(fmt.Errorf("namespace: %w", err), os.Remove(path))
 	}
 	return nil
 }
 
-// deleteNetns removes what newNetns made; a missing path is fine.
-func deleteNetns(path string) error {
+// dialIn connects from within a network namespace, so that neither the guest's
+// firewall nor its routes have a part in it.
+func dialIn(ctx context.Context, netns, addr string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		// As in newNamespace, the thread ends with the goroutine. With an address
+		// in place of a name, the dialer makes its socket on this thread.
+		runtime.LockOSThread()
+		f, err := os.Open(netns)
+		if err != nil {
+			done <- result{nil, err}
+			return
+		}
+		defer f.Close()
+		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{nil, fmt.Errorf("enter the namespace: %w", err)}
+			return
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		done <- result{conn, err}
+	}()
+	r := <-done // the dialer ends with ctx
+	return r.conn, r.err
+}
+
+// mountMemory mounts a tmpfs; size 0 is the kernel's default.
+func mountMemory(dir string, size int64) error {
+	options := "mode=0755"
+	if size > 0 {
+		options += fmt.Sprintf(",size=%d", size)
+	}
+	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options)
+}
+
+// deleteNamespace removes what newNamespace made; a missing path is fine.
+func deleteNamespace(path string) error {
 	if err := unmount(path); err != nil {
 		return err
 	}

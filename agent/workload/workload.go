@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -78,6 +79,8 @@ type Workload struct {
 	client   *containerd.Client
 	services []*service
 	bridges  map[string]Bridge
+	podAddr  map[string]netip.Addr // of each pod on its network
+	memory   []string              // volumes that are a tmpfs
 
 	stopOnce sync.Once
 	stopErr  error
@@ -110,7 +113,7 @@ func Run(ctx context.Context, o Options) (*Workload, error) {
 func New(ctx context.Context, o Options) (*Workload, error) {
 	o.defaults()
 	logrus.SetOutput(io.Discard) // what withLog does not reach must not reach the console either
-	w := &Workload{opt: o, bridges: map[string]Bridge{}, changed: make(chan struct{})}
+	w := &Workload{opt: o, bridges: map[string]Bridge{}, podAddr: map[string]netip.Addr{}, changed: make(chan struct{})}
 	for i := range o.Project.Services {
 		def := &o.Project.Services[i]
 		w.services = append(w.services, &service{w: w, def: def, state: State{Index: def.Index, Name: def.Name}})
@@ -188,11 +191,19 @@ func (w *Workload) Start(ctx context.Context) error {
 			if errors.Is(err, context.DeadlineExceeded) {
 				detail = "starting the container took too long: the guest's log has the cause"
 			}
-			return hpl.Wrap(err, "HPL08004E", s.def.Path(""), detail)
+			return s.failed(err, "", detail)
 		}
 	}
 	w.forget()
-	return nil
+	return w.allReady(ctx)
+}
+
+// failed is a service that could not be started, a pod's with its own code.
+func (s *service) failed(err error, field, detail string) error {
+	if s.def.Pod != "" {
+		return hpl.Wrap(err, "HPL15005E", s.def.Path(""), detail)
+	}
+	return hpl.Wrap(err, "HPL08004E", s.def.Path(field), detail)
 }
 
 // forget drops what may hold secrets and has had its effect: containers are
@@ -289,7 +300,7 @@ func (w *Workload) stop(ctx context.Context) error {
 	for i := len(w.services) - 1; i >= 0; i-- {
 		errs = append(errs, w.services[i].remove(clean))
 	}
-	errs = append(errs, w.closeBridges(), w.client.Close())
+	errs = append(errs, w.dropMemory(), w.closeBridges(), w.client.Close())
 	return errors.Join(errs...)
 }
 

@@ -17,7 +17,8 @@ var closedPaths = []string{
 	"/etc/hpcr", "/var/lib/containerd", "/var/lib/hpcr", "/newroot",
 }
 
-func closed(p string) bool {
+// Closed says whether no container may be given a clean absolute path.
+func Closed(p string) bool {
 	if p == "/" || p == "/var" || p == "/var/lib" || p == "/etc" {
 		return true
 	}
@@ -94,7 +95,7 @@ func (c *converter) bind(v types.ServiceVolumeConfig, m *Mount) error {
 	if strings.HasSuffix(m.Source, "/docker.sock") || strings.HasSuffix(m.Source, "/containerd.sock") {
 		return c.refuse("volumes", "there is no container engine's socket in the guest: remove this mount")
 	}
-	if closed(m.Source) {
+	if Closed(m.Source) {
 		return c.refuse("volumes", "this part of the guest cannot be mounted into a container: use a contract volume, /var/hyperprotect or a file of the archive")
 	}
 	m.Create = true

@@ -104,20 +104,26 @@ func (c *converter) capabilities() error {
 		to    *[]string
 	}{{"cap_add", c.cfg.CapAdd, &c.out.CapAdd}, {"cap_drop", c.cfg.CapDrop, &c.out.CapDrop}} {
 		for _, name := range list.from {
-			name = strings.ToUpper(name)
-			if name != "ALL" && !strings.HasPrefix(name, "CAP_") {
-				name = "CAP_" + name
-			}
-			if name == "CAP_ALL" {
-				name = "ALL"
-			}
-			if name != "ALL" && !slices.Contains(capabilities, name) {
+			name, ok := Capability(name)
+			if !ok {
 				return c.refuse(list.field, "one of the capabilities is not one of Linux: correct its name")
 			}
 			*list.to = append(*list.to, name)
 		}
 	}
 	return nil
+}
+
+// Capability is the kernel's name of a capability, or ALL.
+func Capability(name string) (string, bool) {
+	name = strings.ToUpper(name)
+	if name != "ALL" && !strings.HasPrefix(name, "CAP_") {
+		name = "CAP_" + name
+	}
+	if name == "CAP_ALL" {
+		name = "ALL"
+	}
+	return name, name == "ALL" || slices.Contains(capabilities, name)
 }
 
 func (c *converter) devices() error {
@@ -141,17 +147,20 @@ func (c *converter) devices() error {
 	return nil
 }
 
+// OwnSysctl says whether a sysctl belongs to a container that has a network and
+// an IPC namespace.
+func OwnSysctl(name string) bool {
+	return !strings.ContainsAny(name, "/ \x00") && (strings.HasPrefix(name, "fs.mqueue.") || strings.HasPrefix(name, "net.") || slices.Contains([]string{
+		"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+		"kernel.shmmni", "kernel.shm_rmid_forced",
+	}, name))
+}
+
 // namespaced sysctls are the container's own; all others are the guest's.
 func (c *converter) sysctls() error {
 	for _, name := range sortedKeys(c.cfg.Sysctls) {
-		ok := strings.HasPrefix(name, "fs.mqueue.") || slices.Contains([]string{
-			"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-			"kernel.shmmni", "kernel.shm_rmid_forced",
-		}, name)
-		if strings.HasPrefix(name, "net.") && c.cfg.NetworkMode != "host" {
-			ok = true
-		}
-		if !ok || strings.ContainsAny(name, "/ \x00") || strings.ContainsRune(c.cfg.Sysctls[name], 0) {
+		ok := OwnSysctl(name) && (c.cfg.NetworkMode != "host" || !strings.HasPrefix(name, "net."))
+		if !ok || strings.ContainsRune(c.cfg.Sysctls[name], 0) {
 			return c.refuse("sysctls", "only net.*, fs.mqueue.* and the kernel's message and shared-memory settings are the container's own: remove the others")
 		}
 	}

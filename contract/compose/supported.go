@@ -246,6 +246,9 @@ func (l *load) checkPinned(raw map[string]any) (map[string]string, error) {
 	return digests, errors.Join(errs...)
 }
 
+// ParseImage is image for a reference of which the digest is known.
+func ParseImage(text, digest string) (Image, bool) { return image(text, digest) }
+
 // image parses the reference after interpolation; its digest must still be
 // the literal one.
 func image(text, digest string) (Image, bool) {

@@ -28,7 +28,9 @@ type Project struct {
 
 // Service is one container of the project.
 type Service struct {
-	Index     int    `json:"index"` // 1-based place in the document; Path is made of it
+	Index     int    `json:"index"`           // 1-based place in the document; Path is made of it
+	Place     string `json:"place,omitempty"` // path of a pod's container, for Path; "" = of a compose project
+	Pod       string `json:"pod,omitempty"`   // containers of one pod share network and IPC; "" = none
 	Name      string `json:"name"`
 	Container string `json:"container,omitempty"` // container_name
 	Image     Image  `json:"image"`
@@ -61,7 +63,10 @@ type Service struct {
 	DNSOptions  []string      `json:"dnsOptions,omitempty"`
 	Restart     Restart       `json:"restart"`
 	DependsOn   []Dependency  `json:"dependsOn,omitempty"`
-	Health      *Health       `json:"health,omitempty"` // nil leaves the image's
+	Health      *Health       `json:"health,omitempty"`  // nil leaves the image's
+	Startup     *Probe        `json:"startup,omitempty"` // of a pod's container
+	Liveness    *Probe        `json:"liveness,omitempty"`
+	Readiness   *Probe        `json:"readiness,omitempty"`
 	StopSignal  string        `json:"stopSignal,omitempty"`
 	StopGrace   time.Duration `json:"stopGrace"` // default 10 s
 
@@ -83,7 +88,15 @@ type Service struct {
 
 // Path is where the service, or a field of it, stands in the contract, with
 // the service's name replaced by its place: "/workload/compose/services/#1/image".
-func (s *Service) Path(field string) string { return servicePath(s.Index, field) }
+func (s *Service) Path(field string) string {
+	switch {
+	case s.Place == "":
+		return servicePath(s.Index, field)
+	case field == "":
+		return s.Place
+	}
+	return s.Place + "/" + field
+}
 
 func servicePath(index int, field string) string {
 	p := fmt.Sprintf("%s/services/#%d", Root, index)
@@ -128,8 +141,10 @@ type Mount struct {
 	Create   bool   `json:"create,omitempty"` // bind: make a missing source directory
 	Slave    bool   `json:"slave,omitempty"`  // bind: propagation rslave instead of rprivate
 	NoCopy   bool   `json:"noCopy,omitempty"` // volume: do not fill it from the image
-	Size     int64  `json:"size,omitempty"`   // tmpfs: bytes, 0 = kernel's default
-	Mode     uint32 `json:"mode,omitempty"`   // tmpfs: permission bits, 0 = 01777
+	RAM      bool   `json:"ram,omitempty"`    // volume: a tmpfs that its containers share, with Size
+	GID      int    `json:"gid,omitempty"`    // volume: group that it is made with
+	Size     int64  `json:"size,omitempty"`   // tmpfs, RAM: bytes, 0 = kernel's default
+	Mode     uint32 `json:"mode,omitempty"`   // tmpfs: permission bits, 0 = 01777; volume: 0 = 0755
 	Options  string `json:"options,omitempty"`
 }
 
@@ -212,6 +227,30 @@ type Health struct {
 	StartPeriod   time.Duration `json:"startPeriod,omitempty"`
 	StartInterval time.Duration `json:"startInterval,omitempty"`
 	Retries       int           `json:"retries,omitempty"`
+}
+
+// Kinds of a probe.
+const (
+	ProbeExec = ""
+	ProbeTCP  = "tcp"
+	ProbeHTTP = "http"
+	ProbeGRPC = "grpc"
+)
+
+// Probe is one of Kubernetes' three checks of a pod's container.
+type Probe struct {
+	Kind      string        `json:"kind,omitempty"`
+	Exec      []string      `json:"exec,omitempty"`
+	Port      uint16        `json:"port,omitempty"`
+	Path      string        `json:"path,omitempty"` // http
+	TLS       bool          `json:"tls,omitempty"`  // http
+	Headers   Env           `json:"headers,omitempty"`
+	Service   string        `json:"service,omitempty"` // grpc
+	Delay     time.Duration `json:"delay,omitempty"`
+	Period    time.Duration `json:"period"`
+	Timeout   time.Duration `json:"timeout"`
+	Successes int           `json:"successes"` // in a row
+	Failures  int           `json:"failures"`  // in a row
 }
 
 // Device gives the container a device node of the guest.

@@ -22,6 +22,7 @@ type Contract struct {
 type Workload struct {
 	Type    string                    `json:"type"`
 	Compose *Compose                  `json:"compose,omitempty"`
+	Play    *Play                     `json:"play,omitempty"`
 	Auths   map[string]Auth           `json:"auths,omitempty"`
 	Volumes map[string]WorkloadVolume `json:"volumes,omitempty"`
 	Env     map[string]string         `json:"env,omitempty"`
@@ -42,6 +43,11 @@ type Env struct {
 // Compose holds the archive of the compose project, see Archive.
 type Compose struct {
 	Archive string `json:"archive"`
+}
+
+// Play holds pods and ConfigMaps.
+type Play struct {
+	Resources []map[string]any `json:"resources,omitempty"`
 }
 
 // Auth is a registry's user.
