@@ -431,8 +431,8 @@ func TestIntegrity(t *testing.T) {
 	})
 }
 
-// vmDisk is the size that vm_test.go gives disks.
-const vmDisk = 256 << 20
+// vmDisk is the size of the disk of TestIntegrity, wholeSize of vm_test.go.
+const vmDisk = 160 << 20
 
 // TestHeaderChanged: the host writes to the header of an open volume. The check
 // says so, whatever the kernel remembers of the disk.
