@@ -366,6 +366,10 @@ func TestIntegrity(t *testing.T) {
 		if err := v.Check(); err != nil {
 			t.Error(err)
 		}
+		without := spec("whole", guestPass)
+		if _, err := OpenAll(t.Context(), []Spec{without}, patient(t)); hpl.From(err).Code != "HPL02003E" {
+			t.Errorf("a volume with integrity that the contract does not speak of: %v", err)
+		}
 		plain := spec("data", guestPass)
 		plain.Integrity = true
 		if _, err := OpenAll(t.Context(), []Spec{plain}, patient(t)); hpl.From(err).Code != "HPL02003E" {

@@ -54,6 +54,7 @@ const (
 	defaultWait = 900 * time.Second
 	settle      = 300 * time.Millisecond // without news before a disk is chosen by content
 	closeLimit  = 10 * time.Second
+	lookAgain   = 10 * time.Second // the kernel drops news when memory is short
 )
 
 // OpenAll finds, creates or unlocks, maps, checks and mounts all volumes, one
@@ -169,6 +170,8 @@ func (op *opener) attachAll(ctx context.Context) error {
 		next := end
 		if !settled {
 			next = changedAt.Add(settle)
+		} else if again := time.Now().Add(lookAgain); again.Before(next) {
+			next = again
 		}
 		if err := op.await(ctx, news, next); err != nil {
 			return hpl.Wrap(err, "HPL02122E", op.specs[pending[0]].Path, "no disk for this volume was attached in time")

@@ -4,7 +4,9 @@ package test
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +79,15 @@ var volumeScenarios = []scenario.Scenario{
 		Archs:    []string{scenario.AMD64},
 		Cost:     90 * time.Second,
 		Run:      hung,
+	},
+	{
+		Name:     "a disk that appears late is found when it does",
+		Attacker: "a host that attaches the disk only after a while",
+		Claim:    "The guest waits, hears of the disk from the kernel, and makes its volume; a second disk, once it is ready, changes nothing.",
+		Tier:     scenario.Full,
+		Archs:    scenario.Both,
+		Cost:     50 * time.Second,
+		Run:      late,
 	},
 	{
 		Name:     "a disk that is missing is refused when its wait is over",
@@ -162,6 +173,88 @@ func swapped(t *testing.T, lab *scenario.Lab) {
 		t.Error("a boot with swapped disks changed one")
 	}
 	boot(scenario.Volume, other).Ready(t)
+}
+
+// late plugs the disk in through QEMU's monitor.
+func late(t *testing.T, lab *scenario.Lab) {
+	const wait = 25 * time.Second
+	dir, err := os.MkdirTemp("", "qmp") // sockets want a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "s")
+	device, bus := "virtio-blk-ccw", ""
+	args := []string{"--qemu-arg=-qmp", "--qemu-arg=unix:" + socket + ",server=on,wait=off"}
+	if lab.Arch == scenario.AMD64 {
+		device = "virtio-blk-pci"
+		for _, port := range []string{"late", "later"} {
+			args = append(args, "--qemu-arg=-device", "--qemu-arg=pcie-root-port,id="+port+",chassis="+fmt.Sprint(len(args)))
+		}
+	}
+	plug := func(name, serial string) {
+		if lab.Arch == scenario.AMD64 {
+			bus = fmt.Sprintf(`,"bus":%q`, name)
+		}
+		disk := sparse(t, lab, name+".img", diskSize)
+		if err := monitor(socket,
+			fmt.Sprintf(`{"execute":"blockdev-add","arguments":{"driver":"raw","node-name":%q,"file":{"driver":"file","filename":%q}}}`, name, disk),
+			fmt.Sprintf(`{"execute":"device_add","arguments":{"driver":%q,"id":"disk-%s","drive":%q,"serial":%q%s}}`, device, name, name, serial, bus)); err != nil {
+			t.Error(err)
+		}
+	}
+	plugged := make(chan struct{})
+	go func() {
+		defer close(plugged)
+		time.Sleep(wait)
+		plug("late", scenario.Volume)
+	}()
+	r := lab.Boot(t, scenario.Boot{
+		UserData: lab.Encrypt(t, lab.Contract(t)), Publish: []int{8080}, Args: args,
+		While: func(g *scenario.Guest) {
+			<-plugged
+			plug("later", "another")
+			time.Sleep(3 * time.Second)
+			fetch(t, "http://"+g.Address(8080)+"/")
+		},
+	})
+	r.Ready(t)
+	for _, p := range r.Phases {
+		if p.Name == "disks" && p.Ms < 1000 {
+			t.Errorf("phase disks took %d ms: the disk was there before", p.Ms)
+		}
+	}
+}
+
+// monitor sends commands to QEMU and wants each to be done.
+func monitor(socket string, commands ...string) error {
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return err
+	}
+	in := json.NewDecoder(c)
+	for _, command := range append([]string{`{"execute":"qmp_capabilities"}`}, commands...) {
+		if _, err := fmt.Fprintln(c, command); err != nil {
+			return err
+		}
+		for {
+			var answer map[string]json.RawMessage
+			if err := in.Decode(&answer); err != nil {
+				return err
+			}
+			if answer["error"] != nil {
+				return fmt.Errorf("%s: %s", command, answer["error"])
+			}
+			if answer["return"] != nil {
+				break
+			}
+		}
+	}
+	return nil
 }
 
 // hung serves the volume's disk from a process that is stopped in the middle.

@@ -15,9 +15,13 @@ import (
 	"hpcr/disk"
 )
 
-// closePatience is how long the child waits for users of a mount, before it
-// takes the mount away from them.
-const closePatience = 5 * time.Second
+// How long the child waits for users of a mount, before it takes the mount away
+// from them: after an orderly stop, and when the agent has died and its
+// containers live.
+const (
+	closePatience = 5 * time.Second
+	lastPatience  = time.Second
+)
 
 // Close unmounts and closes all volumes in a child. A child that is stuck in
 // the kernel is left behind when ctx ends.
@@ -48,16 +52,23 @@ func Close(ctx context.Context) error {
 // stdout may be the console.
 func CloseMain() {
 	err := sandbox.ConfineRoot(unix.CAP_SYS_ADMIN, unix.CAP_DAC_OVERRIDE, unix.CAP_MKNOD, unix.CAP_IPC_LOCK)
+	patience, report := lastPatience, len(os.Args) > 1
+	if report {
+		patience = closePatience
+	}
 	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+		// What cannot be unmounted is written all the same.
+		synced := make(chan struct{})
+		go func() { unix.Sync(); close(synced) }()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		err = disk.CloseAll(ctx)
+		<-synced
 	}
 	if err == nil {
 		os.Exit(0)
 	}
-	unix.Sync() // what could not be unmounted
-	if len(os.Args) > 1 {
+	if report {
 		fmt.Println(err)
 	}
 	os.Exit(1)

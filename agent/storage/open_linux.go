@@ -30,7 +30,7 @@ const (
 	maxAnswer   = 1 << 20
 	maxOrder    = 1 << 20
 	maxSecrets  = 64 * 8 * passphraseLength
-	keepFree    = 48 << 20 // bytes of the guest's memory that the child never gets
+	keepFree    = 16 << 20 // bytes of the guest's memory that the child never gets
 	checkMemory = 64 << 20
 	checkLimit  = 2 * time.Minute
 
