@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"hpcr/agent/secret"
@@ -36,8 +37,31 @@ func tool(t *testing.T, stdin string, args ...string) string {
 	return string(out)
 }
 
-// guestDisk is a disk as a guest makes it, its partition table by sgdisk.
-func guestDisk(t *testing.T, name string) string {
+// guestDisk is a disk of volume "data", made once: the race detector makes a
+// derivation dear.
+func guestDisk(t *testing.T) string {
+	t.Helper()
+	once.Do(func() {
+		b, err := os.ReadFile(makeGuestDisk(t, "data"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = b
+	})
+	img := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(img, made, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+var (
+	once sync.Once
+	made []byte
+)
+
+// makeGuestDisk is a disk as a guest makes it, its partition table by sgdisk.
+func makeGuestDisk(t *testing.T, name string) string {
 	t.Helper()
 	img := filepath.Join(t.TempDir(), "disk")
 	f, err := os.Create(img)
@@ -123,7 +147,7 @@ func TestVolumeInspect(t *testing.T) {
 		tool(t, "", append(args, f)...)
 		return f
 	}
-	torn := guestDisk(t, "data")
+	torn := guestDisk(t)
 	b, err := os.ReadFile(torn)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +161,7 @@ func TestVolumeInspect(t *testing.T) {
 		want volumeFacts
 	}{
 		"an empty disk":              {sized(40 * mib), volumeFacts{Kind: "blank", Layout: "whole-disk"}},
-		"a guest's volume":           {guestDisk(t, "data"), volumeFacts{Kind: "ours", Layout: "partitioned", Profile: 1, Generation: 2, Sealed: true}},
+		"a guest's volume":           {guestDisk(t), volumeFacts{Kind: "ours", Layout: "partitioned", Profile: 1, Generation: 2, Sealed: true}},
 		"its primary header is gone": {torn, volumeFacts{Kind: "interrupted", Layout: "partitioned", Profile: 1, Generation: 2, Sealed: true}},
 		"cryptsetup's volume":        {luks("--type", "luks2"), volumeFacts{Kind: "foreign-luks", Layout: "whole-disk"}},
 		"cryptsetup's old volume":    {luks("--type", "luks1"), volumeFacts{Kind: "foreign-luks", Layout: "whole-disk"}},
@@ -186,11 +210,11 @@ func TestVolumeReseal(t *testing.T) {
 		"a label":               {[][]string{{"config", "--label", "mine", "PART"}}, pass},
 	} {
 		t.Run(name, func(t *testing.T) {
-			img := guestDisk(t, "data")
+			img := guestDisk(t)
 			for _, v := range tt.visits {
 				visit(t, img, v...)
 			}
-			if r := hpcrctl(t, "", "volume", "check", img, "--passphrase-file", tt.pass, "--volume", "data"); r.code != 1 && name != "the seal is taken off" {
+			if r := hpcrctl(t, "", "volume", "check", img); r.code != 1 && name != "the seal is taken off" {
 				t.Errorf("before: %+v", r)
 			}
 			ok(t, "", "volume", "reseal", img, "--passphrase-file", tt.pass, "--volume", "data")
@@ -236,7 +260,7 @@ func TestVolumeCheckAndResealRefuse(t *testing.T) {
 		t.Fatal(err)
 	}
 	tool(t, "", "cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", pass, foreign)
-	ours := guestDisk(t, "data")
+	ours := guestDisk(t)
 	for name, tt := range map[string]struct {
 		args []string
 		code int
