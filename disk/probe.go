@@ -143,7 +143,7 @@ func probeVolume(r io.ReaderAt, start, size int64) (Content, error) {
 
 const (
 	blankHead   = 16 * mib // LUKS headers, partition tables, file systems' first superblocks
-	blankTail   = 1 * mib  // backup tables, RAID and ZFS labels
+	blankTail   = 2 * mib  // backup tables, RAID and ZFS labels; Promise's RAID has its own up to 3087 sectors before the end
 	blankSample = 64 << 10
 )
 
@@ -176,9 +176,7 @@ func blank(r io.ReaderAt, size int64) (bool, error) {
 	return true, nil
 }
 
-func nonzero(b []byte) bool {
-	return slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
-}
+func nonzero(b []byte) bool { return bytes.Count(b, []byte{0}) != len(b) }
 
 func protective(block []byte) bool {
 	return block[510] == 0x55 && block[511] == 0xAA && block[450] == 0xEE && !nonzero(block[:446]) && !nonzero(block[462:510])

@@ -37,6 +37,7 @@ func TestProbeBlank(t *testing.T) {
 		"RAID superblock":         probeSize - 8192,
 		"ZFS label at the end":    probeSize - 256<<10,
 		"backup partition tables": probeSize - 33*512,
+		"Promise RAID":            probeSize - 3087*512,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r.b[at] = 'x'
@@ -179,6 +180,7 @@ func FuzzProbe(f *testing.F) {
 	f.Add([]byte{}, int64(0))
 	f.Add(partitioned(f, probeSize, 512).b[:2048], int64(0))
 	f.Add([]byte("LUKS\xba\xbe\x00\x01"), int64(dataStart))
+	signatures(f, 4096, func(_ string, head []byte) { f.Add(head, int64(0)) })
 	r := ram{make([]byte, probeSize)}
 	// Property: no panic; only a disk whose changed bytes are zero is blank; a
 	// volume lies inside its disk.
