@@ -61,8 +61,11 @@ func Reseal(dev Device, length int64, passphrase *secret.Secret, name string, co
 	if !Marked(o.Key.Bytes()) {
 		return nil, ErrNotOurs
 	}
-	if h.meta.seal != nil {
-		o.State = h.meta.seal.state
+	// The header's own word for its state is not taken: a host that could write
+	// "formatting" there would have the next boot make a file system over data.
+	// Nor is a sector size that a guest would not have chosen.
+	if length%4096 == 0 && h.meta.sectorSize != 4096 {
+		return nil, errors.New("the header's sector size is not the one that the volume was made with")
 	}
 	r := &Resealed{Slot: opening.id, Dropped: len(h.meta.slots) - 1, Generation: newest + 1}
 	meta := *h.meta
