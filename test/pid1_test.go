@@ -76,7 +76,7 @@ const crash = 5.0
 
 var (
 	event    = "standin: event"
-	synced   = "standin: sync" // follows init's verdict; on a dead disk, again and again to the power-off
+	synced   = "standin: closed" // follows init's verdict; on a dead disk, again and again to the power-off
 	internal = []string{"HPL11000E"}
 )
 
@@ -121,7 +121,7 @@ func endings(t *testing.T, lab *scenario.Lab, names ...string) {
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			way := waysToEnd[name]
-			tree := lab.StandIn(t, "outer", "bin/agent", "bin/sync")
+			tree := lab.StandIn(t, "outer", "bin/agent", "bin/disk-close")
 			if way.add != nil {
 				way.add(tree)
 			}
@@ -184,7 +184,7 @@ func stamp(t *testing.T, console, line string) float64 {
 }
 
 func misfire(t *testing.T, lab *scenario.Lab) {
-	image := lab.Overlay(t, lab.Image(t), "busy-image", lab.StandIn(t, "bin/agent", "bin/sync"), scenario.Asking("busy"))
+	image := lab.Overlay(t, lab.Image(t), "busy-image", lab.StandIn(t, "bin/agent", "bin/disk-close"), scenario.Asking("busy"))
 	console := lab.Paused(t, image, event, 15*time.Second)
 	if !strings.Contains(console, "standin: end") || strings.Contains(console, "the agent ended") || strings.Contains(console, "HPL") {
 		t.Errorf("the guest did not end in order:\n%s", console)

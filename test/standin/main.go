@@ -26,11 +26,11 @@ func main() {
 		err = outer()
 	case "agent":
 		err = agent(word())
-	case "sync":
-		mark("sync")
+	case "disk-close":
+		mark("closed")
 		for word() == "dead-disk" {
 			time.Sleep(100 * time.Millisecond)
-			mark("sync")
+			mark("closed")
 		}
 	case "load":
 		for n := 1; n != 0; n = n*5 | 1 { // takes all the processor that it gets
