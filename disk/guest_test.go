@@ -383,7 +383,7 @@ func TestIntegrity(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer disk.Close()
-		start := v.Header.Start + 16*mib // behind the integrity's journal and the file system's first blocks
+		start := v.Header.Start + mib + 4096 // behind the integrity's superblock
 		changed := 0
 		forEach := func(do func(at int64, b []byte)) {
 			if err := forget(disk, start, vmDisk-start); err != nil {
