@@ -97,7 +97,7 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 		return fail("HPL02002E", err, "the volume cannot be formatted")
 	}
 	defer o.Key.Wipe()
-	v.Created, v.Kind = true, Ours
+	v.Kind = Ours
 	return op.finish(ctx, s, v, d, dev, p, o)
 }
 
@@ -247,7 +247,8 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, d *found, dev p
 	if err := op.attach(s, v, p, o.Key); err != nil {
 		return err
 	}
-	if o.State != luks2.Ready {
+	if o.State != luks2.Ready { // new, or its creation was cut off before
+		v.Created = true
 		op.Log.Info("making the file system", "volume", s.Name, "filesystem", s.Filesystem)
 		if o.Integrity {
 			if err := fill(ctx, v.Device); err != nil {

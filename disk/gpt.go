@@ -166,6 +166,9 @@ func readTable(r io.ReaderAt, size, block, self int64) (*gpt, error) {
 		place < 2 || place > last-(gptTable+block-1)/block {
 		return nil, errBadGPT
 	}
+	if self == 1 && le.Uint64(h[32:]) >= uint64(last) {
+		return nil, errShrunk // also where no partition was cut
+	}
 	g := &gpt{header: h, entries: make([]byte, gptTable), place: place}
 	if _, err := r.ReadAt(g.entries, place*block); err != nil {
 		return nil, fmt.Errorf("read partition table: %w", err)
@@ -207,9 +210,14 @@ func (g *gpt) writable(size, block int64) bool {
 	})
 }
 
-// grow gives the partition the room that the disk has gained behind it, and
-// says whether there is any. Nothing is written.
+// grow gives the partition the room that the disk has gained behind it since
+// the table was written, and says whether there is any. Room that was always
+// there is its owner's choice. Nothing is written.
 func (g *gpt) grow(part int, size, block int64) bool {
+	le, last := binary.LittleEndian, size/block-1
+	if le.Uint64(g.header[32:]) >= uint64(last) {
+		return false // the backup stands at the disk's end
+	}
 	p := &g.parts[part]
 	for _, q := range g.parts {
 		if q.start > p.start {
@@ -221,9 +229,8 @@ func (g *gpt) grow(part int, size, block int64) bool {
 		return false
 	}
 	p.size = end - p.start
-	le := binary.LittleEndian
+	tableBlocks := (gptTable + block - 1) / block
 	le.PutUint64(g.entries[p.entry*gptEntrySize+40:], uint64(end/block-1))
-	last, tableBlocks := size/block-1, (gptTable+block-1)/block
 	le.PutUint64(g.header[32:], uint64(last))
 	le.PutUint64(g.header[48:], uint64(last-1-tableBlocks))
 	return true

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -144,7 +145,10 @@ func FuzzGPT(f *testing.F) {
 				return
 			}
 			before := slices.Clone(parts)
-			g.grow(len(parts)-1, size, 512)
+			backup := binary.LittleEndian.Uint64(g.header[32:])
+			if g.grow(len(parts)-1, size, 512) && backup >= size/512-1 {
+				t.Fatalf("grown on a disk that did not: its backup stands in block %d", backup)
+			}
 			for i, p := range g.parts {
 				if p.start != before[i].start || p.size < before[i].size {
 					t.Fatalf("%+v became %+v", before[i], p)

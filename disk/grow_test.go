@@ -133,6 +133,7 @@ func TestGrowLeavesAlone(t *testing.T) {
 	for name, args := range map[string][]string{
 		"the volume is not the last": {"-n", "1:64M:+10M", "-n", "2:1M:+50M"},
 		"a table that begins later":  {"-j", "64", "-n", "1:1M:+10M", "-n", "2:0:+50M"},
+		"another one behind it":      {"-n", "1:1M:+10M", "-n", "2:0:+50M", "-n", "3:0:+10M"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := img(args...)
@@ -142,8 +143,17 @@ func TestGrowLeavesAlone(t *testing.T) {
 			}
 		})
 	}
-	r := img("-n", "1:1M:+100M", "-n", "2:0:0")
-	if c, err := Probe(r, size-20*mib, 512); err != nil || c.Kind != Foreign || c.Reason != errShrunk {
-		t.Errorf("a disk that shrank: %+v, %v", c, err)
+	r := img("-n", "1:1M:+10M", "-n", "2:0:+50M")
+	for added, want := range map[int64]bool{0: false, 512: true, 64 * mib: true} { // what sgdisk left free counts once the disk grows
+		g, err := readGPT(r, size+added, 512)
+		if err != nil || g.grow(1, size+added, 512) != want {
+			t.Errorf("%d bytes more behind free room: %+v, %v", added, g, err)
+		}
+	}
+	// A table whose disk shrank is not one of ours to work on, wherever it was cut.
+	for _, less := range []int64{512, mib, 20 * mib, 60 * mib} {
+		if c, err := Probe(r, size-less, 512); err != nil || c.Kind != Foreign || c.Reason != errShrunk {
+			t.Errorf("a disk that lost %d bytes: %+v, %v", less, c, err)
+		}
 	}
 }
