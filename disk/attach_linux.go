@@ -137,6 +137,9 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 		if s.Existing && o.State != luks2.Ready {
 			return absent(s).err // as it was before its first file system: the host may have kept that
 		}
+		if o.State != luks2.Ready {
+			op.Log.Warn("creating the volume goes on where it was cut off: everything on this disk is lost", "volume", s.Name, "disk", d.name)
+		}
 		if err := op.mend(s, dev, o); err != nil {
 			return err
 		}
@@ -146,10 +149,12 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 				return err
 			}
 		}
-		if !o.Integrity { // whose room is fixed when it is made
+		if !o.Integrity {
 			if dev.size, err = op.grow(s, d, f); err != nil {
 				return err
 			}
+		} else if g := d.content.table; g != nil && g.grow(1, d.size, d.block) { // its room is fixed when it is made
+			op.Log.Warn("the disk has grown, but a volume with integrity keeps the size that it was made with", "volume", s.Name, "disk", d.name)
 		}
 		v.Kind = Ours
 		return op.finish(ctx, s, v, d, dev, p, o)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
 	"os"
 	"os/exec"
@@ -127,11 +128,29 @@ func FuzzGPT(f *testing.F) {
 	r := partitioned(f, minDiskSize, 512)
 	f.Add(r.b[:34*512])
 	f.Add(make([]byte, 34*512))
+	small := partitioned(f, minDiskSize, 512)
+	for _, blocks := range [][3]uint64{ // of the second partition, and of the backup: at the end of a disk that was smaller, or of this one
+		{2048, 4096, 120_000}, {2048, 4096, 131_071}, {2048, 131_038, 120_000}, {42, 100_000, 120_000},
+	} {
+		b := bytes.Clone(small.b[:34*512])
+		le := binary.LittleEndian
+		le.PutUint64(b[512+32:], blocks[2])
+		le.PutUint64(b[1024+32:], 40)
+		le.PutUint64(b[1024+40:], 41)
+		le.PutUint64(b[1024+128+32:], blocks[0])
+		le.PutUint64(b[1024+128+40:], blocks[1])
+		f.Add(b)
+	}
 	// Property: no panic; partitions lie inside the disk and do not overlap.
 	f.Fuzz(func(t *testing.T, head []byte) {
 		const size = 64 * mib
 		b := make([]byte, 64<<10)
 		copy(b, head)
+		if place := binary.LittleEndian.Uint64(b[512+72:]); place < 90 { // checksums keep no host out
+			binary.LittleEndian.PutUint32(b[512+88:], crc32.ChecksumIEEE(b[place*512:place*512+gptTable]))
+			clear(b[512+16 : 512+20])
+			binary.LittleEndian.PutUint32(b[512+16:], crc32.ChecksumIEEE(b[512:512+gptHeader]))
+		}
 		g, err := readGPT(ram{b}, size, 512)
 		if err != nil {
 			if g != nil {

@@ -16,6 +16,7 @@ type Disk struct {
 	Serial   string // "" = none
 	File     string
 	ReadOnly bool
+	Log      string // a file that gets every write and flush in turn, in dm-log-writes' form; "" = none
 }
 
 // Port is one TCP port of the host that leads into the guest.
@@ -145,6 +146,10 @@ func netdev(ports []Port) string {
 
 func disk(bus, id string, d Disk) []string {
 	drive := "if=none,format=raw,id=" + id + ",file=" + escape(d.File)
+	if d.Log != "" {
+		drive = "if=none,driver=blklogwrites,id=" + id + ",file.driver=file,file.filename=" + escape(d.File) +
+			",log.driver=file,log.filename=" + escape(d.Log)
+	}
 	if d.ReadOnly {
 		drive += ",readonly=on"
 	}
