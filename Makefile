@@ -47,8 +47,8 @@ test: race vm ## everything that gates a change: unit tests, then guests of the 
 
 vm: deps build ## boot the scenarios of a tier: RUN=regexp TIER=core|full
 	@$(cd) HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -timeout 80m -v ./test -run '$(RUN)'
-	@$(cd) test '$(RUN)' != . || HPCR_ARCHS='$(archs)' go test -tags 'vm $(tags)' -count=1 -p 1 -timeout 40m \
-	  -run '^(TestReproducible|TestImage|TestGuest|TestPanic|TestHung|TestBadArgument|TestInGuests)' ./initramfs ./initramfs/qemu ./disk
+	@$(cd) test '$(RUN)' != . || HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -p 1 -timeout 60m \
+	  -run '^(TestReproducible|TestImage|TestGuest|TestPanic|TestHung|TestBadArgument|TestInGuests|TestHostileDisks)' ./initramfs ./initramfs/qemu ./disk
 
 image: deps build ## a dev image under build/$ARCH, with keys made on the first run
 	@$(cd) test -e build/$(ARCH)/keys/contract.key || build/hpcrctl keys new --out build/$(ARCH)/keys
