@@ -48,7 +48,7 @@ test: race vm ## everything that gates a change: unit tests, then guests of the 
 vm: deps build ## boot the scenarios of a tier: RUN=regexp TIER=core|full
 	@$(cd) HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -timeout 80m -v ./test -run '$(RUN)'
 	@$(cd) test '$(RUN)' != . || HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -p 1 -timeout 60m \
-	  -run '^(TestReproducible|TestImage|TestGuest|TestPanic|TestHung|TestBadArgument|TestInGuests|TestPowerCutsInGuests)' ./initramfs ./initramfs/qemu ./disk
+	  -run '^(TestReproducible|TestImage|TestGuest|TestPanic|TestHung|TestBadArgument|TestInGuests|TestHostileDisks|TestPowerCutsInGuests)' ./initramfs ./initramfs/qemu ./disk
 	@$(cd) test '$(RUN) $(TIER)' != '. full' || HPCR_TIER=full go test -count=1 -timeout 40m -run '^TestEveryBit$$' ./disk/luks2
 
 image: deps build ## a dev image under build/$ARCH, with keys made on the first run

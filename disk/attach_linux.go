@@ -71,7 +71,7 @@ func (op *opener) create(ctx context.Context, s Spec, v *Volume, d *found) error
 		return fail("HPL02005E", err, "this image cannot make a "+s.Filesystem+" file system: use ext4")
 	}
 	parts, err := layout(d.size)
-	if room := int64(minDiskSize) + fs.minSize - filesystems["ext4"].minSize; err != nil || d.size < room {
+	if room := fs.room(s.Integrity); err != nil || d.size < room {
 		return fail("HPL07003E", err, fmt.Sprintf("the disk is too small: a volume with %s needs at least %d MiB", s.Filesystem, room/mib))
 	}
 
@@ -268,13 +268,13 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, d *found, dev p
 		}
 	}
 	v.Generation, v.Slots = o.Generation, 1
-	return op.opened(s, v, d, dev)
+	return op.opened(s, v, d, dev.start, o.DataOffset)
 }
 
 // opened keeps what Check compares with, and tells the owner.
-func (op *opener) opened(s Spec, v *Volume, d *found, dev part) error {
+func (op *opener) opened(s Spec, v *Volume, d *found, start, header int64) error {
 	var err error
-	if v.Header, err = headerOf(d.name, dev.start, dev.size); err != nil {
+	if v.Header, err = headerOf(d.name, start, header); err != nil {
 		return hpl.Wrap(err, "HPL02003E", s.Path, "the volume's header cannot be read again")
 	}
 	op.Log.Info("volume open", "volume", s.Name, "kind", v.Kind, "generation", v.Generation, "created", v.Created, "rolled", v.Rolled)
@@ -316,7 +316,7 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 		if err := op.attach(s, v, p, key); err != nil {
 			return err
 		}
-		return op.opened(s, v, d, dev)
+		return op.opened(s, v, d, dev.start, header.DataOffset)
 	}
 	return luks2.ErrPassphrase
 }

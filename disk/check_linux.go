@@ -10,12 +10,10 @@ import (
 	"path/filepath"
 )
 
-// headerBytes is how much of a volume's beginning is compared later.
-const headerBytes = 1 * mib
-
-// headerOf takes the header as it is now, from the disk itself.
+// headerOf takes the header as it is now, from the disk itself: size bytes, all
+// that lies before the data (the gate allows 64 MiB).
 func headerOf(disk string, start, size int64) (Header, error) {
-	h := Header{Disk: disk, Start: start, Size: min(size, headerBytes)}
+	h := Header{Disk: disk, Start: start, Size: size}
 	f, err := os.Open(filepath.Join("/dev", disk))
 	if err != nil {
 		return h, err

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/crypto/xts"
 
 	"hpcr/agent/secret"
+	"hpcr/disk/luks2"
 	"hpcr/initramfs/qemu"
 )
 
@@ -48,7 +49,7 @@ func (d disks) damaged(g *guest, kinds []qemu.Disk) {
 	}
 	whole := d.stock("stock-whole", false, "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "20000")
 	must(d.t, os.Truncate(whole.File, 40*mib)) // of 96, with a file system of 48
-	none := d.ours("no-fs", "no-fs")
+	none := d.ready("no-fs")
 	before[whole.File], before[none.File] = sum(d.t, whole.File), sum(d.t, none.File)
 	root := d.plainAs(all[3].File, "no-root", vmPass)
 	old, err := os.ReadFile(root)
@@ -107,4 +108,15 @@ func (d disks) unlock(f *os.File, name, passphrase string) (start, length int64,
 	key, err = xts.NewCipher(aes.NewCipher, o.Key.Bytes())
 	must(d.t, err)
 	return c.Start + o.DataOffset, (c.Size - o.DataOffset) / 4096 * 4096, key
+}
+
+// ready is a volume whose seal says that it has a file system, which it has not.
+func (d disks) ready(name string) qemu.Disk {
+	d.t.Helper()
+	return d.edit(d.blank(name, vmSize), func(f *os.File) {
+		o, err := luks2.Format(f, vmSize, luks2.FormatOptions{Passphrase: secret.FromString(vmPass), Name: name, KDF: luks2.KDF{MemoryKiB: 32 << 10, Time: 4, Parallel: 1}})
+		must(d.t, err)
+		must(d.t, o.Commit(f, name, luks2.Ready))
+		o.Key.Wipe()
+	})
 }

@@ -140,6 +140,11 @@ func FuzzSuperblock(f *testing.F) {
 		copy(b[at:], text)
 		f.Add(b)
 	}
+	signatures(f, 68<<10, func(name string, image []byte) {
+		if strings.HasPrefix(name, "fs/ext") || strings.HasPrefix(name, "fs/xfs") || strings.HasPrefix(name, "fs/btrfs") {
+			f.Add(image)
+		}
+	})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := readSuperblock(bytes.NewReader(b))
 		if err == nil && (s.size <= 0 || s.block < 512 || s.size%s.block != 0) {

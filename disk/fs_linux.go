@@ -48,6 +48,17 @@ var filesystems = map[string]filesystem{
 	},
 }
 
+// room is how large a disk must be for a volume with this file system. A 32nd
+// covers the tags (32 bytes for 4 KiB) and the journal (a 128th) of integrity,
+// a mebibyte its superblock and what is rounded.
+func (fs filesystem) room(integrity bool) int64 {
+	room := int64(minDiskSize) + fs.minSize - filesystems["ext4"].minSize
+	if integrity {
+		room += fs.minSize/32 + mib
+	}
+	return (room + mib - 1) / mib * mib // as layout cuts it
+}
+
 const (
 	checkLimit = 15 * time.Minute
 	toolMemory = 2 << 30 // address space of a child, bytes

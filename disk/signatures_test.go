@@ -17,10 +17,15 @@ import (
 // GPL-2.0-or-later), as sparse files: file systems, RAID and volume managers of
 // all makes, swap, partition tables. Of those that differ in a label only, one
 // or two are kept; of f2fs, nilfs2 and ocfs2 the first 16 MiB.
-// each gets at most limit bytes of one.
 func signatures(t testing.TB, limit int64, each func(name string, image []byte)) {
 	t.Helper()
-	f, err := os.Open(filepath.Join("testdata", "signatures.tar.xz"))
+	unpack(t, filepath.Join("testdata", "signatures.tar.xz"), limit, each)
+}
+
+// unpack reads an archive; each gets at most limit bytes of a file.
+func unpack(t testing.TB, archive string, limit int64, each func(name string, image []byte)) {
+	t.Helper()
+	f, err := os.Open(archive)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -130,7 +130,7 @@ older one, generation and all. hpcrctl volume check proves it.
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "kind        %s\nlayout      %s\n", v.Kind, v.Layout)
 			if v.Profile > 0 {
-				fmt.Fprintf(cmd.OutOrStdout(), "profile     %d\ngeneration  %d\n", v.Profile, v.Generation)
+				fmt.Fprintf(cmd.OutOrStdout(), "profile     %d\ngeneration  %d (what the header says; hpcrctl volume check proves it)\n", v.Profile, v.Generation)
 			}
 			return nil
 		},

@@ -160,6 +160,17 @@ func cutField(s, name, value string) string {
 	return s[:at] + value + s[at+strings.Index(s[at:], `"`):]
 }
 
+// An owner who enrolled another key is told what to do, wherever the token is.
+func TestTokenIsNamed(t *testing.T) {
+	for _, id := range []string{"0", "5"} {
+		m := foreignDisk(t)
+		rewrite(t, m, swap(`"tokens":{`, `"tokens":{"`+id+`":{"type":"systemd-tpm2","keyslots":["0"]}`))
+		if im, err := Read(m, int64(len(m.b))); err != nil || !errors.Is(im.Reason(), errToken) {
+			t.Errorf("token %s: %v, %v", id, im.Reason(), err)
+		}
+	}
+}
+
 func TestForeignAccepted(t *testing.T) {
 	m := foreignDisk(t)
 	im, err := Read(m, int64(len(m.b)))

@@ -25,6 +25,9 @@ const (
 	foreignSlotsStart = 2 * headerSize
 )
 
+// errToken: a token makes other programs act, and may hold a key slot's key.
+var errToken = errors.New("the header carries a token, as systemd-cryptenroll leaves them: remove it with cryptsetup token remove")
+
 // KDF is the cost of argon2id.
 type KDF struct {
 	MemoryKiB, Time, Parallel uint32
@@ -116,10 +119,12 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	digests.done()
 
 	tokens := top.object("tokens")
-	if tokens.has("0") {
+	if t, ok := tokens.m["0"].(map[string]any); ok && t["type"] == sealType {
 		m.seal = parseSeal(tokens.object("0"))
 	}
-	tokens.done() // no token but the seal
+	if len(tokens.m) > 0 && w.err == nil {
+		w.err = errToken
+	}
 	top.done()
 	if w.err != nil {
 		return nil, w.err
