@@ -77,7 +77,7 @@ func TestAllComposeFindings(t *testing.T) {
     restart: always
   c:
     imgae: x
-include: [y]
+models: {m: {model: x}}
 `)
 	rep := lintText(t, string(userData(t, s)))
 	type found struct {
@@ -94,7 +94,7 @@ include: [y]
 	for _, want := range []found{
 		{"/workload/compose/services/a/image", 3}, {"/workload/compose/services/a/build", 4},
 		{"/workload/compose/services/b/image", 6}, {"/workload/compose/services/c", 8},
-		{"/workload/compose/include", 9},
+		{"/workload/compose/models", 9},
 	} {
 		if !got[want] {
 			t.Errorf("%v is missing in %v", want, got)

@@ -82,7 +82,7 @@ func (s *service) create(ctx context.Context) error {
 		return errors.New("the image was not pulled")
 	}
 	s.prepared = true
-	host := hostname(s.def)
+	host := w.hostname(s.def)
 	netns, addr, err := w.connect(s.def)
 	if err != nil {
 		return err
@@ -287,7 +287,7 @@ func ignoreNotFound(err error) error {
 
 // stop asks the container to end and waits until it has. It returns early
 // only when the runtime is gone and the processes were killed without it.
-func (s *service) stop(ctx context.Context) error {
+func (s *service) stop(ctx context.Context, grace time.Duration) error {
 	s.mu.Lock()
 	if !s.stopping && s.halt != nil {
 		close(s.halt)
@@ -298,7 +298,7 @@ func (s *service) stop(ctx context.Context) error {
 	if done == nil {
 		return nil
 	}
-	if s.signal(ctx, s.stopSignal()) == nil && ended(ctx, done, s.def.StopGrace) {
+	if s.signal(ctx, s.stopSignal()) == nil && ended(ctx, done, grace) {
 		return nil
 	}
 	// The grace is over, or ctx is: five more seconds by force.

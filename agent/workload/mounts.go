@@ -40,14 +40,14 @@ func (st *stage) next() string {
 	return filepath.Join(st.dir, strconv.Itoa(st.n))
 }
 
-// bind gives the container exactly what f is open on.
-func (st *stage) bind(f *os.File, target string, readOnly, slave bool) error {
-	at := st.next()
+// bind gives the container exactly what f is open on, which lies at at too.
+func (st *stage) bind(f *os.File, target string, readOnly, slave bool) (at string, err error) {
+	at = st.next()
 	if err := bindFile(f, at, slave); err != nil {
-		return err
+		return "", err
 	}
 	st.mount(at, target, readOnly, slave)
-	return nil
+	return at, nil
 }
 
 func (st *stage) mount(source, target string, readOnly, slave bool) {
@@ -150,35 +150,46 @@ func (w *Workload) stageAll(s *compose.Service, img *image, st *stage, hostname 
 // bindSource opens the source below the folder that it belongs to, so that a
 // link planted there by a container leads nowhere else.
 func (w *Workload) bindSource(st *stage, m compose.Mount) error {
-	root := "/"
-	for _, r := range append([]string{compose.Dir}, w.opt.Roots...) {
-		if (m.Source == r || strings.HasPrefix(m.Source, r+"/")) && len(r) > len(root) {
-			root = r
-		}
-	}
-	data, standIn := standIns[m.Source]
-	f, err := openBeneath(root, strings.TrimPrefix(m.Source, root), m.Create && root != "/")
-	if standIn && errors.Is(err, fs.ErrNotExist) {
+	f, err := w.openSource(m.Source, m.Create)
+	if data, standIn := standIns[m.Source]; standIn && errors.Is(err, fs.ErrNotExist) {
 		return st.file(m.Target, data, 0o644, 0, 0, m.ReadOnly)
-	}
-	if root == "/" && m.Create && errors.Is(err, fs.ErrNotExist) {
-		// The guest's root is read-only: a folder that it lacks is made elsewhere,
-		// the same one for all containers.
-		if err := os.MkdirAll(w.opt.Made, 0o711); err != nil {
-			return err
-		}
-		f, err = openBeneath(w.opt.Made, m.Source, true)
 	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return st.bind(f, m.Target, m.ReadOnly, m.Slave)
+	_, err = st.bind(f, m.Target, m.ReadOnly, m.Slave)
+	return err
+}
+
+// openSource opens a path of the guest for a container, made if it is missing
+// and may be.
+func (w *Workload) openSource(source string, create bool) (*os.File, error) {
+	root := "/"
+	for _, r := range append([]string{compose.Dir}, w.opt.Roots...) {
+		if (source == r || strings.HasPrefix(source, r+"/")) && len(r) > len(root) {
+			root = r
+		}
+	}
+	_, standIn := standIns[source]
+	f, err := openBeneath(root, strings.TrimPrefix(source, root), create && root != "/")
+	if root == "/" && create && !standIn && errors.Is(err, fs.ErrNotExist) {
+		// The guest's root is read-only: a folder that it lacks is made elsewhere,
+		// the same one for all containers.
+		if err := os.MkdirAll(w.opt.Made, 0o711); err != nil {
+			return nil, err
+		}
+		return openBeneath(w.opt.Made, source, true)
+	}
+	return f, err
 }
 
 // volume gives a folder of the guest's own that lasts as long as the boot. A
 // folder that is still empty is to be filled from the image, as Docker does.
 func (w *Workload) volume(st *stage, s *compose.Service, n int, m compose.Mount, fill map[string]string) error {
+	if m.Device != "" {
+		return w.deviceVolume(st, m, fill)
+	}
 	name := "v-" + m.Source
 	if m.Source == "" {
 		name = fmt.Sprintf("a-%s-%d", containerID(s), n)
@@ -196,6 +207,28 @@ func (w *Workload) volume(st *stage, s *compose.Service, n int, m compose.Mount,
 			return err
 		}
 	}
+	st.mount(dir, m.Target, m.ReadOnly, false)
+	return toFill(fill, dir, m)
+}
+
+// deviceVolume gives a folder of the guest's that the volume names, as in a
+// contract's volume. Unlike Docker's it is made if it is missing: nobody else
+// could make it on a new volume.
+func (w *Workload) deviceVolume(st *stage, m compose.Mount, fill map[string]string) error {
+	f, err := w.openSource(m.Device, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	at, err := st.bind(f, m.Target, m.ReadOnly, false)
+	if err != nil {
+		return err
+	}
+	return toFill(fill, at, m)
+}
+
+// toFill notes a volume that is still empty, to be filled from the image.
+func toFill(fill map[string]string, dir string, m compose.Mount) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -203,7 +236,6 @@ func (w *Workload) volume(st *stage, s *compose.Service, n int, m compose.Mount,
 	if len(entries) == 0 && !m.NoCopy {
 		fill[dir] = m.Target
 	}
-	st.mount(dir, m.Target, m.ReadOnly, false)
 	return nil
 }
 
@@ -292,7 +324,7 @@ func (w *Workload) hosts(s *compose.Service, hostname string, addr netip.Addr) [
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
 	}
-	for _, h := range s.ExtraHosts {
+	for _, h := range w.leader(s).ExtraHosts {
 		ip := h.Addr
 		if h.Gateway {
 			if ip = w.gateway(s); !ip.IsValid() {
@@ -306,6 +338,7 @@ func (w *Workload) hosts(s *compose.Service, hostname string, addr netip.Addr) [
 
 func (w *Workload) resolvConf(s *compose.Service) []byte {
 	var b strings.Builder
+	s = w.leader(s)
 	switch {
 	case len(s.DNS) > 0:
 		for _, a := range s.DNS {
@@ -313,7 +346,7 @@ func (w *Workload) resolvConf(s *compose.Service) []byte {
 		}
 	case s.NetworkMode == "host":
 		b.Write(w.opt.ResolvConf)
-	case s.NetworkMode == "":
+	case len(s.Join) > 0:
 		if br := w.bridges[s.Join[0].Network]; br != nil {
 			b.Write(br.ResolvConf())
 		}

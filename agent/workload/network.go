@@ -71,7 +71,7 @@ func (w *Workload) connect(s *compose.Service) (netnsPath string, first netip.Ad
 	}
 	netnsPath = w.netnsPath(s)
 	if !w.leads(s) {
-		return netnsPath, w.podAddr[s.Pod], nil
+		return netnsPath, w.addrs[w.leader(s).Index], nil
 	}
 	if err := newNamespace(netnsPath, netNamespace); err != nil {
 		return "", first, err
@@ -103,19 +103,17 @@ func (w *Workload) connect(s *compose.Service) (netnsPath string, first netip.Ad
 			first, ports = addr, nil // published on the first network only
 		}
 	}
-	if s.Pod != "" {
-		w.podAddr[s.Pod] = first
-	}
+	w.addrs[s.Index] = first
 	return netnsPath, first, nil
 }
 
 const ipcSuffix = "-ipc"
 
-// leader is the service that a pod's namespaces belong to: its first, which is
-// created first and removed last.
+// leader is the service that the namespaces belong to: the first of a pod, or
+// the one whose network is shared. It is created first and removed last.
 func (w *Workload) leader(s *compose.Service) *compose.Service {
 	for _, o := range w.services {
-		if s.Pod != "" && o.def.Pod == s.Pod {
+		if s.Pod != "" && o.def.Pod == s.Pod || s.Share != "" && o.def.Name == s.Share {
 			return o.def
 		}
 	}
@@ -161,7 +159,15 @@ func (w *Workload) disconnect(s *compose.Service) error {
 
 var notHost = regexp.MustCompile(`[^A-Za-z0-9-]+`)
 
-// hostname is the service's own, or its name made fit for one.
+// hostname is the service's own, or its name made fit for one. Who shares a
+// network has the name that goes with it.
+func (w *Workload) hostname(s *compose.Service) string {
+	if s.Share != "" {
+		return hostname(w.leader(s))
+	}
+	return hostname(s)
+}
+
 func hostname(s *compose.Service) string {
 	if s.Hostname != "" {
 		return s.Hostname

@@ -28,9 +28,10 @@ func (s *service) supervise(ctx context.Context, r *run) {
 	log := s.w.opt.Log.With("service", s.def.Name)
 	pause := firstPause
 	for {
-		check := s.startChecks(ctx, r)
+		check, memory := s.startChecks(ctx, r), s.watchMemory(ctx)
 		code := s.await(ctx, r)
 		check()
+		killed := memory()
 		r.finish()
 		stopped := s.halted()
 		if time.Since(r.begin) >= steadyRun {
@@ -49,7 +50,7 @@ func (s *service) supervise(ctx context.Context, r *run) {
 				st.Phase = Exited
 			}
 		})
-		log.Info("container ended", "status", code, "after", time.Since(r.begin), "restart", again)
+		log.Info("container ended", "status", code, "after", time.Since(r.begin), "restart", again, "outOfMemory", killed > 0)
 		if !again {
 			return
 		}

@@ -79,8 +79,8 @@ type Workload struct {
 	client   *containerd.Client
 	services []*service
 	bridges  map[string]Bridge
-	podAddr  map[string]netip.Addr // of each pod on its network
-	memory   []string              // volumes that are a tmpfs
+	addrs    map[int]netip.Addr // of each service on its first network, by its index
+	memory   []string           // volumes that are a tmpfs
 
 	stopOnce sync.Once
 	stopErr  error
@@ -113,7 +113,7 @@ func Run(ctx context.Context, o Options) (*Workload, error) {
 func New(ctx context.Context, o Options) (*Workload, error) {
 	o.defaults()
 	logrus.SetOutput(io.Discard) // what withLog does not reach must not reach the console either
-	w := &Workload{opt: o, bridges: map[string]Bridge{}, podAddr: map[string]netip.Addr{}, changed: make(chan struct{})}
+	w := &Workload{opt: o, bridges: map[string]Bridge{}, addrs: map[int]netip.Addr{}, changed: make(chan struct{})}
 	for i := range o.Project.Services {
 		def := &o.Project.Services[i]
 		w.services = append(w.services, &service{w: w, def: def, state: State{Index: def.Index, Name: def.Name}})
@@ -245,6 +245,8 @@ type State struct {
 	Restarts int
 	ExitCode uint32 // of the last run, when it has ended
 	Pid      uint32 // of the container's first process in the guest
+
+	OutOfMemory bool // the kernel has killed a process of it for want of memory
 }
 
 // Services is a snapshot in start order.
@@ -304,12 +306,39 @@ func (w *Workload) stop(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// forcedEnd is kept back for what has to be killed.
+const forcedEnd = 5 * time.Second
+
+// share is the time that a service gets to end by itself: its own, or what is
+// its due when too little is left for it and for those below it.
+func share(own, below, left time.Duration) time.Duration {
+	if all := own + below; all > left {
+		return time.Duration(float64(max(0, left)) * float64(own) / float64(all))
+	}
+	return own
+}
+
+// below is for each service the longest time that what it depends on may take
+// to end, one after the other. The services are in start order.
+func below(services []*service) map[string]time.Duration {
+	all, grace := map[string]time.Duration{}, map[string]time.Duration{}
+	for _, s := range services {
+		grace[s.def.Name] = s.def.StopGrace
+		var longest time.Duration
+		for _, d := range s.def.DependsOn {
+			longest = max(longest, grace[d.Service]+all[d.Service])
+		}
+		all[s.def.Name] = longest
+	}
+	return all
+}
+
 // stopServices stops what has nothing left that depends on it, side by side:
 // graces do not add up.
 func (w *Workload) stopServices(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(w.services))
-	stopped := map[string]chan struct{}{}
+	stopped, below := map[string]chan struct{}{}, below(w.services)
 	for _, s := range w.services {
 		stopped[s.def.Name] = make(chan struct{})
 	}
@@ -323,7 +352,11 @@ func (w *Workload) stopServices(ctx context.Context) error {
 					}
 				}
 			}
-			errs[i] = s.stop(ctx)
+			grace := s.def.StopGrace
+			if end, ok := ctx.Deadline(); ok {
+				grace = share(grace, below[s.def.Name], time.Until(end)-forcedEnd)
+			}
+			errs[i] = s.stop(ctx, grace)
 		})
 	}
 	wg.Wait()

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"sort"
+	"strings"
 
 	"go.yaml.in/yaml/v4"
 
@@ -26,31 +26,31 @@ type document struct {
 	index map[string]int // service name → 1-based place
 }
 
-func parse(text []byte) (*document, error) {
+// parse reads one compose file; errors point to at.
+func parse(text []byte, at string) (*document, error) {
 	if len(text) > maxFile {
-		return nil, hpl.New("HPL06009E", Root, "the compose file is larger than 1 MiB: make it smaller")
+		return nil, hpl.New("HPL06009E", at, "the compose file is larger than 1 MiB: make it smaller")
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var doc, more yaml.Node
 	if err := dec.Decode(&doc); err != nil {
 		// The parser's text may quote the document: it is for the owner's log.
-		return nil, hpl.Wrap(err, "HPL06009E", Root, "the compose file is not YAML: check it with docker compose config")
+		return nil, hpl.Wrap(err, "HPL06009E", at, "the compose file is not YAML: check it with docker compose config")
 	}
 	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
-		return nil, hpl.New("HPL06009E", Root, "the compose file holds more than one YAML document: keep one")
+		return nil, hpl.New("HPL06009E", at, "the compose file holds more than one YAML document: keep one")
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
-		return nil, hpl.New("HPL06009E", Root, "the compose file is not a mapping: begin it with services")
+		return nil, hpl.New("HPL06009E", at, "the compose file is not a mapping: begin it with services")
 	}
 	c := counter{}
 	if !c.within(doc.Content[0], 0) {
-		return nil, hpl.New("HPL06009E", Root, "the compose file nests or repeats too much through aliases: write it out")
+		return nil, hpl.New("HPL06009E", at, "the compose file nests or repeats too much through aliases: write it out")
 	}
-	d := &document{root: doc.Content[0], index: map[string]int{}}
-	if err := d.number(); err != nil {
-		return nil, err
+	if c.tagged {
+		return nil, hpl.New("HPL06009E", at, "the tags !reset and !override, and other tags of one's own, are not supported: write out what is meant")
 	}
-	return d, nil
+	return &document{root: doc.Content[0], index: map[string]int{}}, nil
 }
 
 // model is a fresh copy as plain maps; the loader changes what it is given.
@@ -61,37 +61,6 @@ func (d *document) model() (map[string]any, error) {
 	}
 	delete(raw, "version") // obsolete, and the loader would print a warning
 	return raw, nil
-}
-
-// number gives each service its place in the document.
-func (d *document) number() error {
-	m, err := d.model()
-	if err != nil {
-		return err
-	}
-	services, ok := m["services"].(map[string]any)
-	if !ok || len(services) == 0 {
-		return hpl.New("HPL06009E", Root+"/services", "the compose file has no services: add at least one")
-	}
-	if len(services) > maxServices {
-		return hpl.New("HPL06009E", Root+"/services", "the compose file has more than 256 services: use fewer")
-	}
-	for _, name := range mappingKeys(d.root, "services") {
-		if _, ok := services[name]; ok && d.index[name] == 0 {
-			d.index[name] = len(d.index) + 1
-		}
-	}
-	var rest []string // services that come in by a merge key
-	for name := range services {
-		if d.index[name] == 0 {
-			rest = append(rest, name)
-		}
-	}
-	sort.Strings(rest)
-	for _, name := range rest {
-		d.index[name] = len(d.index) + 1
-	}
-	return nil
 }
 
 // mappingKeys lists the keys below root[key] in the order of the text.
@@ -114,11 +83,17 @@ func mappingKeys(root *yaml.Node, key string) []string {
 }
 
 // counter walks a document with its aliases followed, up to the bounds.
-type counter struct{ n int }
+type counter struct {
+	n      int
+	tagged bool // there is a tag that is not YAML's own
+}
 
 func (c *counter) within(n *yaml.Node, depth int) bool {
 	if c.n++; c.n > maxNodes || depth > maxDepth {
 		return false
+	}
+	if n.Tag != "" && !strings.HasPrefix(n.Tag, "!!") && !strings.HasPrefix(n.Tag, "tag:yaml.org,2002:") {
+		c.tagged = true
 	}
 	if n.Kind == yaml.AliasNode {
 		return n.Alias != nil && c.within(n.Alias, depth+1)

@@ -15,12 +15,14 @@ import (
 // FuzzLoad: no panic; every refusal is an *hpl.Error with a path below ours;
 // every accepted image carries the digest that the text spells out.
 func FuzzLoad(f *testing.F) {
-	f.Add([]byte(full), []byte("A=b\n"))
-	f.Add([]byte(service("ports: ['80:80']")), []byte(""))
-	f.Add([]byte("services: {a: {image: 'x', build: .}}"), []byte("'"))
-	f.Fuzz(func(t *testing.T, text, env []byte) {
+	f.Add([]byte(full), []byte("A=b\n"), []byte(""))
+	f.Add([]byte(service("ports: ['80:80']")), []byte(""), []byte("services: {}"))
+	f.Add([]byte("services: {a: {image: 'x', build: .}}"), []byte("'"), []byte("{"))
+	f.Add([]byte("include: [d/other.yml]\n"+service("extends: {file: d/other.yml, service: b}")), []byte("COMPOSE_PROFILES=p"),
+		[]byte("services: {b: {image: 'x@"+digest+"', command: ['$$x'], profiles: [p]}}"))
+	f.Fuzz(func(t *testing.T, text, env, other []byte) {
 		p, err := Load([]archive.File{
-			{Name: "docker-compose.yml", Data: text}, {Name: ".env", Data: env},
+			{Name: "docker-compose.yml", Data: text}, {Name: ".env", Data: env}, {Name: "d/other.yml", Data: other},
 		}, map[string]string{"REGISTRY": "r", "TOKEN": "t"}, Options{Privileged: true})
 		if err != nil {
 			var e *hpl.Error
@@ -30,7 +32,7 @@ func FuzzLoad(f *testing.F) {
 			return
 		}
 		for _, s := range p.Services {
-			if !strings.Contains(string(text), strings.TrimPrefix(s.Image.Digest, "sha256:")) {
+			if !strings.Contains(string(text)+string(other), strings.TrimPrefix(s.Image.Digest, "sha256:")) {
 				t.Fatalf("digest %q is not in the text", s.Image.Digest)
 			}
 		}

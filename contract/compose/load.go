@@ -32,11 +32,7 @@ type Options struct {
 // what is wrong or not supported in it, HPL06010E for an image without a literal
 // digest.
 func Load(files []archive.File, env map[string]string, opt Options) (*Project, error) {
-	files, text, err := locate(files)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := parse(text)
+	files, name, err := locate(files)
 	if err != nil {
 		return nil, err
 	}
@@ -46,9 +42,15 @@ func Load(files []archive.File, env map[string]string, opt Options) (*Project, e
 	if err != nil {
 		return nil, err
 	}
-	l := &load{doc: doc, files: files, env: merged, opt: opt, unset: map[string]bool{}}
+	l := &load{name: name, files: files, env: merged, opt: opt, unset: map[string]bool{}, order: map[string][]string{}, idle: map[string]bool{}}
+	if l.doc, err = l.open(name, Root); err != nil {
+		return nil, err
+	}
 	raw, err := l.rawModel()
 	if err != nil {
+		return nil, err
+	}
+	if err := l.choose(raw); err != nil {
 		return nil, err
 	}
 	unsupported := l.checkSupported(raw)
@@ -65,27 +67,35 @@ func Load(files []archive.File, env map[string]string, opt Options) (*Project, e
 
 // load is the work of one Load.
 type load struct {
+	name  string // of the compose file
 	doc   *document
 	files []archive.File
 	env   map[string]string // merged, without the loader's own additions
 	opt   Options
 	unset map[string]bool
+
+	order map[string][]string // names of each section, in the order of the text
+	idle  map[string]bool     // services whose profiles are not active
 }
 
+// fileNames are the names that HPCR knows, in the order that it looks for them.
+var fileNames = []string{"docker-compose.yaml", "docker-compose.yml"}
+
+// overrideNames are of the file that docker compose lays over it, if there is one.
+var overrideNames = []string{"docker-compose.override.yml", "docker-compose.override.yaml"}
+
 // locate finds the compose file at the top, or in the one folder at the top.
-func locate(files []archive.File) ([]archive.File, []byte, error) {
-	find := func(files []archive.File) []byte {
-		for _, name := range []string{"docker-compose.yaml", "docker-compose.yml"} {
-			for _, f := range files {
-				if f.Name == name && !f.Dir {
-					return append([]byte{}, f.Data...)
-				}
+func locate(files []archive.File) ([]archive.File, string, error) {
+	find := func(files []archive.File) string {
+		for _, name := range fileNames {
+			if slices.ContainsFunc(files, func(f archive.File) bool { return f.Name == name && !f.Dir }) {
+				return name
 			}
 		}
-		return nil
+		return ""
 	}
-	if text := find(files); text != nil {
-		return files, text, nil
+	if name := find(files); name != "" {
+		return files, name, nil
 	}
 	top := ""
 	for _, f := range files {
@@ -104,11 +114,11 @@ func locate(files []archive.File) ([]archive.File, []byte, error) {
 				inner = append(inner, f)
 			}
 		}
-		if text := find(inner); text != nil {
-			return inner, text, nil
+		if name := find(inner); name != "" {
+			return inner, name, nil
 		}
 	}
-	return nil, nil, hpl.New("HPL06008E", Root+"/archive",
+	return nil, "", hpl.New("HPL06008E", Root+"/archive",
 		"there is no compose file at the top of the archive: pack its folder with tar -cz -C DIR . | base64 -w0")
 }
 
@@ -139,85 +149,105 @@ func (l *load) projectName() string {
 	return path.Base(Dir)
 }
 
-// noFiles stands in the loader's way to the file system: whatever "include"
-// or "extends" names is refused.
+// noFiles stands in the loader's way to the file system: reader has brought in
+// what include and extends name.
 type noFiles struct{}
 
-var errNoFiles = errors.New("other compose files are not read")
+var errNoFiles = errors.New("files are read from the archive only")
 
 func (noFiles) Accept(string) bool                           { return true }
 func (noFiles) Load(context.Context, string) (string, error) { return "", errNoFiles }
 func (noFiles) Dir(string) string                            { return "." }
 
-func (l *load) details() (types.ConfigDetails, error) {
-	m, err := l.doc.model()
+func (l *load) details(raw bool) (types.ConfigDetails, error) {
+	models, err := l.models(raw)
 	if err != nil {
 		return types.ConfigDetails{}, err
 	}
-	env := types.Mapping{"PWD": Dir}
-	for k, v := range l.env {
-		env[k] = v
+	return types.ConfigDetails{WorkingDir: Dir, ConfigFiles: configFiles(l.name, models), Environment: loaderEnv(l.env)}, nil
+}
+
+// configFiles are models for the loader, which lays each over those before it.
+func configFiles(name string, models []map[string]any) []types.ConfigFile {
+	var files []types.ConfigFile
+	for _, m := range models {
+		files = append(files, types.ConfigFile{Filename: name, Config: m})
 	}
-	return types.ConfigDetails{
-		WorkingDir:  Dir,
-		ConfigFiles: []types.ConfigFile{{Filename: "docker-compose.yaml", Config: m}},
-		Environment: env,
-	}, nil
+	return files
+}
+
+// loaderEnv is the environment with what compose itself sets.
+func loaderEnv(env map[string]string) types.Mapping {
+	out := types.Mapping{"PWD": Dir}
+	for k, v := range env {
+		out[k] = v
+	}
+	return out
 }
 
 func (l *load) options(o *loader.Options) {
 	o.SetProjectName(l.projectName(), true)
 	o.ResourceLoaders = []loader.ResourceLoader{noFiles{}}
 	o.SkipInclude = true
+	o.SkipExtends = true
 	o.ResolvePaths = false
 	o.SkipResolveEnvironment = true
 	o.SkipResolveLabels = true
+	o.Profiles = l.profiles()
 }
 
-// rawModel is the file with its variables still in place.
+// asWritten are the loader's options for a model whose variables stay.
+func asWritten(o *loader.Options) {
+	o.SkipInterpolation = true
+	o.SkipValidation = true
+	o.SkipNormalization = true
+	o.SkipDefaultValues = true
+	o.SkipConsistencyCheck = true
+}
+
+// rawModel is the project with its variables still in place.
 func (l *load) rawModel() (m map[string]any, err error) {
 	defer recovered(&err)
-	details, err := l.details()
+	details, err := l.details(true)
 	if err != nil {
 		return nil, err
 	}
-	m, err = loader.LoadModelWithContext(context.Background(), details, l.options, func(o *loader.Options) {
-		o.SkipInterpolation = true
-		o.SkipValidation = true
-		o.SkipNormalization = true
-		o.SkipDefaultValues = true
-		o.SkipConsistencyCheck = true
-	})
+	m, err = loader.LoadModelWithContext(context.Background(), details, l.options, asWritten)
 	if err != nil {
 		return nil, l.invalid(err)
 	}
 	return m, nil
 }
 
-// typed is the file with its variables replaced, validated by the schema.
+// typed is the project with its variables replaced, validated by the schema.
 func (l *load) typed() (p *types.Project, err error) {
 	defer recovered(&err)
-	details, err := l.details()
+	details, err := l.details(false)
 	if err != nil {
 		return nil, err
 	}
-	lookup := func(name string) (string, bool) {
-		v, ok := details.Environment[name]
-		if !ok {
-			l.unset[name] = true
-		}
-		return v, ok
-	}
 	p, err = loader.LoadWithContext(context.Background(), details, l.options, func(o *loader.Options) {
-		o.Interpolate.LookupValue = lookup
-		o.Interpolate.Substitute = func(text string, m template.Mapping) (string, error) {
-			return template.SubstituteWithOptions(text, m, template.WithoutLogging)
-		}
+		o.Interpolate.LookupValue, o.Interpolate.Substitute = l.lookup(details.Environment), substitute
 	})
 	if err != nil {
 		return nil, l.invalid(err)
 	}
 	return p, nil
+}
+
+// lookup finds variables and remembers those that nobody set.
+func (l *load) lookup(env types.Mapping) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		v, ok := env[name]
+		if !ok {
+			l.unset[name] = true
+		}
+		return v, ok
+	}
+}
+
+func substitute(text string, m template.Mapping) (string, error) {
+	return template.SubstituteWithOptions(text, m, template.WithoutLogging)
 }
 
 // recovered turns a panic of the loader on odd input into an error: it asserts
@@ -236,9 +266,6 @@ func (l *load) invalid(err error) error {
 		return e
 	}
 	where := Root
-	if errors.Is(err, errNoFiles) {
-		return hpl.Wrap(err, "HPL06009E", where, "other compose files cannot be read: put all services into one file")
-	}
 	if strings.Contains(err.Error(), "dependency cycle") {
 		return hpl.Wrap(err, "HPL06009E", Root+"/services", "services depend on each other in a circle: break it")
 	}
@@ -271,7 +298,7 @@ func knownField(tail string) string {
 	if end >= 0 {
 		tail = tail[:end]
 	}
-	if _, refused := refusedService[tail]; refused || slices.Contains(supportedService, tail) {
+	if name := "services.*." + tail; supported[name] || refused[name] != "" {
 		return tail
 	}
 	return ""
@@ -314,13 +341,9 @@ func (l *load) project(p *types.Project, digests map[string]string) (*Project, e
 	return out, nil
 }
 
-// names lists the services in the order of the document.
+// names lists the active services in the order of the document.
 func (l *load) names() []string {
-	names := make([]string, len(l.doc.index))
-	for name, i := range l.doc.index {
-		names[i-1] = name
-	}
-	return names
+	return slices.DeleteFunc(slices.Clone(l.order["services"]), func(name string) bool { return l.idle[name] })
 }
 
 // ordered puts each service behind those that it depends on, otherwise in the

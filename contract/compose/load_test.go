@@ -87,43 +87,53 @@ func TestRefusedByName(t *testing.T) {
 		code hpl.Code
 		path string
 	}{
-		"not yaml":               {"services: [", "HPL06009E", "/workload/compose"},
-		"two documents":          {service() + "---\n" + service(), "HPL06009E", "/workload/compose"},
-		"a list":                 {"- a", "HPL06009E", "/workload/compose"},
-		"no services":            {"services: {}", "HPL06009E", "/workload/compose/services"},
-		"repeated key":           {service("user: a", "user: b"), "HPL06009E", "/workload/compose"},
-		"include":                {"include: [other.yaml]\n" + service(), "HPL06009E", "/workload/compose/include"},
-		"extends a file":         {service("extends: {file: /etc/passwd, service: x}"), "HPL06009E", "/workload/compose"},
-		"profiles":               {service("profiles: [a]"), "HPL06009E", "/workload/compose/services/#1/profiles"},
-		"unknown key":            {service("secretword: 1"), "HPL06009E", "/workload/compose/services/#1"},
-		"wrong type":             {service("ports: 80"), "HPL06009E", "/workload/compose/services/#1/ports"},
-		"no image":               {"services: {web: {command: a}}", "HPL06009E", "/workload/compose/services/#1/image"},
-		"digest in a variable":   {"services: {web: {image: 'a@${DIGEST}'}}", "HPL06010E", "/workload/compose/services/#1/image"},
-		"digest in a default":    {"services: {web: {image: '${X:-a@" + digest + "}'}}", "HPL06010E", "/workload/compose/services/#1/image"},
-		"upper-case digest":      {"services: {web: {image: 'a@" + strings.ToUpper(digest) + "'}}", "HPL06010E", "/workload/compose/services/#1/image"},
-		"short digest":           {"services: {web: {image: 'a@" + digest[:70] + "'}}", "HPL06010E", "/workload/compose/services/#1/image"},
-		"long name":              {service("container_name: " + strings.Repeat("n", 129)), "HPL06009E", "/workload/compose/services/#1/container_name"},
-		"a second at sign":       {"services: {web: {image: '${TWO}@" + digest + "'}}", "HPL06009E", "/workload/compose/services/#1/image"},
-		"second service by tag":  {service() + "  db: {image: 'db:1'}\n", "HPL06010E", "/workload/compose/services/#2/image"},
-		"the whole guest":        {service("volumes: ['/:/host']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
-		"the runtime's socket":   {service("volumes: ['/var/run/docker.sock:/var/run/docker.sock']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
-		"climbing out":           {service("volumes: ['../../keys:/keys']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
-		"external volume":        {service("volumes: ['data:/d']") + "volumes: {data: {external: true}}\n", "HPL06009E", "/workload/compose/volumes/#1"},
-		"undefined volume":       {service("volumes: ['data:/d']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
-		"random port":            {service("ports: ['80']"), "HPL06009E", "/workload/compose/services/#1/ports"},
-		"port twice":             {service("ports: ['80:80']") + "  b: {image: 'a@" + digest + "', ports: ['80:81']}\n", "HPL06009E", "/workload/compose/services/#2/ports"},
-		"uv device":              {service("devices: ['/dev/uv']"), "HPL06009E", "/workload/compose/services/#1/devices"},
-		"guest's sysctl":         {service("sysctls: {kernel.core_pattern: '|/bin/x'}"), "HPL06009E", "/workload/compose/services/#1/sysctls"},
-		"ipam":                   {service() + "networks: {default: {ipam: {driver: x}}}\n", "HPL06009E", "/workload/compose/networks/#1"},
-		"replicas":               {service("deploy: {replicas: 2}"), "HPL06009E", "/workload/compose/services/#1/scale"},
-		"placement":              {service("deploy: {placement: {constraints: [a]}}"), "HPL06009E", "/workload/compose/services/#1/deploy"},
-		"circle":                 {service("depends_on: [b]") + "  b: {image: 'a@" + digest + "', depends_on: [web]}\n", "HPL06009E", "/workload/compose/services"},
-		"env file not there":     {service("env_file: other.env"), "HPL06009E", "/workload/compose/services/#1/env_file"},
-		"env file of the guest":  {service("env_file: /etc/passwd"), "HPL06009E", "/workload/compose/services/#1/env_file"},
-		"log host of its own":    {service("logging: {driver: syslog, options: {syslog-address: 'tcp://1.2.3.4:5'}}"), "HPL06009E", "/workload/compose/services/#1/logging/options"},
-		"shared mounts":          {service("volumes: [{type: bind, source: ./a, target: /a, bind: {propagation: shared}}]"), "HPL06009E", "/workload/compose/services/#1/volumes"},
-		"namespace of a service": {service("network_mode: 'service:b'") + "  b: {image: 'a@" + digest + "'}\n", "HPL06009E", "/workload/compose/services/#1/network_mode"},
-		"required variable":      {service("user: ${NOT_SET:?say who}"), "HPL06009E", "/workload/compose/services/#1/user"},
+		"not yaml":                          {"services: [", "HPL06009E", "/workload/compose"},
+		"two documents":                     {service() + "---\n" + service(), "HPL06009E", "/workload/compose"},
+		"a list":                            {"- a", "HPL06009E", "/workload/compose"},
+		"no services":                       {"services: {}", "HPL06009E", "/workload/compose/services"},
+		"repeated key":                      {service("user: a", "user: b"), "HPL06009E", "/workload/compose"},
+		"include":                           {"include: [other.yaml]\n" + service(), "HPL06009E", "/workload/compose/include/#1"},
+		"extends a file":                    {service("extends: {file: /etc/passwd, service: x}"), "HPL06009E", "/workload/compose/services/#1/extends"},
+		"no active profile":                 {service("profiles: [a]"), "HPL06009E", "/workload/compose/services"},
+		"unknown key":                       {service("secretword: 1"), "HPL06009E", "/workload/compose/services/#1"},
+		"wrong type":                        {service("ports: 80"), "HPL06009E", "/workload/compose/services/#1/ports"},
+		"no image":                          {"services: {web: {command: a}}", "HPL06009E", "/workload/compose/services/#1/image"},
+		"digest in a variable":              {"services: {web: {image: 'a@${DIGEST}'}}", "HPL06010E", "/workload/compose/services/#1/image"},
+		"digest in a default":               {"services: {web: {image: '${X:-a@" + digest + "}'}}", "HPL06010E", "/workload/compose/services/#1/image"},
+		"upper-case digest":                 {"services: {web: {image: 'a@" + strings.ToUpper(digest) + "'}}", "HPL06010E", "/workload/compose/services/#1/image"},
+		"short digest":                      {"services: {web: {image: 'a@" + digest[:70] + "'}}", "HPL06010E", "/workload/compose/services/#1/image"},
+		"long name":                         {service("container_name: " + strings.Repeat("n", 129)), "HPL06009E", "/workload/compose/services/#1/container_name"},
+		"a second at sign":                  {"services: {web: {image: '${TWO}@" + digest + "'}}", "HPL06009E", "/workload/compose/services/#1/image"},
+		"second service by tag":             {service() + "  db: {image: 'db:1'}\n", "HPL06010E", "/workload/compose/services/#2/image"},
+		"the whole guest":                   {service("volumes: ['/:/host']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
+		"the runtime's socket":              {service("volumes: ['/var/run/docker.sock:/var/run/docker.sock']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
+		"climbing out":                      {service("volumes: ['../../keys:/keys']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
+		"external volume":                   {service("volumes: ['data:/d']") + "volumes: {data: {external: true}}\n", "HPL06009E", "/workload/compose/volumes/#1/external"},
+		"undefined volume":                  {service("volumes: ['data:/d']"), "HPL06009E", "/workload/compose/services/#1/volumes"},
+		"random port":                       {service("ports: ['80']"), "HPL06009E", "/workload/compose/services/#1/ports"},
+		"port twice":                        {service("ports: ['80:80']") + "  b: {image: 'a@" + digest + "', ports: ['80:81']}\n", "HPL06009E", "/workload/compose/services/#2/ports"},
+		"uv device":                         {service("devices: ['/dev/uv']"), "HPL06009E", "/workload/compose/services/#1/devices"},
+		"guest's sysctl":                    {service("sysctls: {kernel.core_pattern: '|/bin/x'}"), "HPL06009E", "/workload/compose/services/#1/sysctls"},
+		"ipam":                              {service() + "networks: {default: {ipam: {driver: x}}}\n", "HPL06009E", "/workload/compose/networks/#1/ipam"},
+		"replicas":                          {service("deploy: {replicas: 2}"), "HPL06009E", "/workload/compose/services/#1/scale"},
+		"placement":                         {service("deploy: {placement: {constraints: [a]}}"), "HPL06009E", "/workload/compose/services/#1/deploy/placement"},
+		"circle":                            {service("depends_on: [b]") + "  b: {image: 'a@" + digest + "', depends_on: [web]}\n", "HPL06009E", "/workload/compose/services"},
+		"env file not there":                {service("env_file: other.env"), "HPL06009E", "/workload/compose/services/#1/env_file"},
+		"env file of the guest":             {service("env_file: /etc/passwd"), "HPL06009E", "/workload/compose/services/#1/env_file"},
+		"log host of its own":               {service("logging: {driver: syslog, options: {syslog-address: 'tcp://1.2.3.4:5'}}"), "HPL06009E", "/workload/compose/services/#1/logging/options"},
+		"shared mounts":                     {service("volumes: [{type: bind, source: ./a, target: /a, bind: {propagation: shared}}]"), "HPL06009E", "/workload/compose/services/#1/volumes"},
+		"network of nobody":                 {service("network_mode: 'service:b'"), "HPL06009E", "/workload/compose"},
+		"network of a container":            {service("network_mode: 'container:b'"), "HPL06009E", "/workload/compose/services/#1/network_mode"},
+		"a shared network's port":           {service("network_mode: 'service:b'", "ports: ['80:80']") + "  b: {image: 'a@" + digest + "'}\n", "HPL06009E", "/workload/compose/services/#1/ports"},
+		"the host's network by a service":   {service("network_mode: 'service:b'") + "  b: {image: 'a@" + digest + "', network_mode: host}\n", "HPL06009E", "/workload/compose/services/#1/network_mode"},
+		"log tag":                           {service("logging: {options: {max-size: 1m, tag: x}}"), "HPL06009E", "/workload/compose/services/#1/logging/options"},
+		"log driver":                        {service("logging: {driver: fluentd}"), "HPL06009E", "/workload/compose/services/#1/logging/driver"},
+		"AppArmor profile":                  {service("security_opt: ['apparmor=unconfined']"), "HPL06009E", "/workload/compose/services/#1/security_opt"},
+		"the guest's cgroups":               {service("cgroup: host"), "HPL06009E", "/workload/compose/services/#1/cgroup"},
+		"no IPv4":                           {service() + "networks: {default: {enable_ipv4: false}}\n", "HPL06009E", "/workload/compose/services/#1/networks"},
+		"a network file system":             {service("volumes: ['n:/n']") + "volumes: {n: {driver_opts: {type: nfs, o: 'addr=10.0.0.1', device: ':/x'}}}\n", "HPL06009E", "/workload/compose/services/#1/volumes"},
+		"a volume of the guest's own files": {service("volumes: ['n:/n']") + "volumes: {n: {driver_opts: {type: none, o: bind, device: /var/lib/hpcr}}}\n", "HPL06009E", "/workload/compose/services/#1/volumes"},
+		"required variable":                 {service("user: ${NOT_SET:?say who}"), "HPL06009E", "/workload/compose/services/#1/user"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Load(one(tt.text), map[string]string{"DIGEST": digest, "TWO": "b@" + digest}, Options{Privileged: true})
@@ -312,4 +322,28 @@ func TestFullService(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestVolumeInAContractVolume(t *testing.T) {
+	p, err := Load(one(service("volumes: ['data:/d:ro']")+"volumes: {data: {driver: local, driver_opts: {type: none, o: bind, device: /mnt/data/db}}}\n"), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Mount{{Kind: Named, Source: "data", Target: "/d", ReadOnly: true, Device: "/mnt/data/db"}}, p.Services[0].Mounts); diff != "" {
+		t.Error(diff)
+	}
+	if !p.Binds("/mnt/data") || p.Binds("/mnt/other") {
+		t.Error("the volume's place is not seen as bound")
+	}
+}
+
+func TestSharedNetwork(t *testing.T) {
+	p, err := Load(one(service("network_mode: service:db")+"  db: {image: 'a@"+digest+"'}\n"), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := p.Services[1]
+	if web.Share != "db" || web.NetworkMode != "" || len(web.Join) != 0 || len(web.DependsOn) != 1 {
+		t.Errorf("%q %q %v %v", web.Share, web.NetworkMode, web.Join, web.DependsOn)
+	}
 }

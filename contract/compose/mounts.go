@@ -81,22 +81,9 @@ func tmpfsOption(o string) bool {
 }
 
 func (c *converter) bind(v types.ServiceVolumeConfig, m *Mount) error {
-	source := v.Source
-	if source == "~" || strings.HasPrefix(source, "~/") {
-		return c.refuse("volumes", "there is no home directory in the guest: give a path")
-	}
-	if !path.IsAbs(source) {
-		source = path.Join(Dir, source)
-	}
-	m.Source = path.Clean(source)
-	if v.Source == "" || strings.ContainsRune(v.Source, 0) {
-		return c.refuse("volumes", "a bind mount has no source: give a path")
-	}
-	if strings.HasSuffix(m.Source, "/docker.sock") || strings.HasSuffix(m.Source, "/containerd.sock") {
-		return c.refuse("volumes", "there is no container engine's socket in the guest: remove this mount")
-	}
-	if Closed(m.Source) {
-		return c.refuse("volumes", "this part of the guest cannot be mounted into a container: use a contract volume, /var/hyperprotect or a file of the archive")
+	var err error
+	if m.Source, err = c.guestPath(v.Source); err != nil {
+		return err
 	}
 	m.Create = true
 	if v.Bind != nil {
@@ -110,6 +97,24 @@ func (c *converter) bind(v types.ServiceVolumeConfig, m *Mount) error {
 		}
 	}
 	return nil
+}
+
+// guestPath is a path of the guest that a container may be given.
+func (c *converter) guestPath(source string) (string, error) {
+	if source == "" || strings.ContainsRune(source, 0) {
+		return "", c.refuse("volumes", "a bind mount has no source: give a path")
+	}
+	if source == "~" || strings.HasPrefix(source, "~/") {
+		return "", c.refuse("volumes", "there is no home directory in the guest: give a path")
+	}
+	source = absolute(Dir, source)
+	if strings.HasSuffix(source, "/docker.sock") || strings.HasSuffix(source, "/containerd.sock") {
+		return "", c.refuse("volumes", "there is no container engine's socket in the guest: remove this mount")
+	}
+	if Closed(source) {
+		return "", c.refuse("volumes", "this part of the guest cannot be mounted into a container: use a contract volume, /var/hyperprotect or a file of the archive")
+	}
+	return source, nil
 }
 
 func (c *converter) volume(v types.ServiceVolumeConfig, m *Mount) error {
@@ -127,7 +132,16 @@ func (c *converter) volume(v types.ServiceVolumeConfig, m *Mount) error {
 	if bool(decl.External) || (decl.Driver != "" && decl.Driver != "local") {
 		return c.refuse("volumes", "only local volumes of the project itself are supported: for data that stays, use a volume of the contract")
 	}
-	return nil
+	if len(decl.DriverOpts) == 0 {
+		return nil
+	}
+	o := decl.DriverOpts
+	if len(o) != 3 || o["type"] != "none" || o["o"] != "bind" && o["o"] != "rbind" {
+		return c.refuse("volumes", "of a volume's driver_opts only type: none, o: bind and a device are supported, all three")
+	}
+	var err error
+	m.Device, err = c.guestPath(o["device"])
+	return err
 }
 
 // data covers secrets and configs: small files that the contract brings along.

@@ -13,9 +13,18 @@ import (
 func (p *Project) Binds(guestPath string) bool {
 	return p != nil && slices.ContainsFunc(p.Services, func(s Service) bool {
 		return slices.ContainsFunc(s.Mounts, func(m Mount) bool {
-			return m.Kind == Bind && (within(m.Source, guestPath) || within(guestPath, m.Source))
+			p := m.guest()
+			return p != "" && (within(p, guestPath) || within(guestPath, p))
 		})
 	})
+}
+
+// guest is the path of the guest that a mount shows; "" = none.
+func (m Mount) guest() string {
+	if m.Kind == Bind {
+		return m.Source
+	}
+	return m.Device
 }
 
 // within says whether a clean path is dir or lies in it.
@@ -40,6 +49,9 @@ func (p *Project) Needed() *Project {
 // bindsFile is Binds for what has nothing in it.
 func (p *Project) bindsFile(file string) bool {
 	return slices.ContainsFunc(p.Services, func(s Service) bool {
-		return slices.ContainsFunc(s.Mounts, func(m Mount) bool { return m.Kind == Bind && within(file, m.Source) })
+		return slices.ContainsFunc(s.Mounts, func(m Mount) bool {
+			p := m.guest()
+			return p != "" && within(file, p)
+		})
 	})
 }

@@ -58,13 +58,17 @@ func (c *converter) security() error {
 			c.out.NewPrivileges = true
 		case key == "seccomp" && value == "unconfined":
 			c.out.Unconfined = true
-		case key == "apparmor" || key == "label": // the guest has one profile for all, and no SELinux
+		case key == "apparmor" && value == "docker-default": // ours takes its place
+		case key == "label": // there is no SELinux
 		default:
-			return c.refuse("security_opt", "only no-new-privileges and seccomp=unconfined are supported")
+			return c.refuse("security_opt", "only no-new-privileges, seccomp=unconfined, apparmor=docker-default and label are supported")
 		}
 	}
 	if cfg.UserNSMode != "" && cfg.UserNSMode != "host" {
 		return c.refuse("userns_mode", "only host is supported: remove this line")
+	}
+	if cfg.Cgroup != "" && cfg.Cgroup != "private" {
+		return c.refuse("cgroup", "the container's cgroup namespace is always its own: remove this line")
 	}
 	if cfg.Pid != "" && cfg.Pid != "host" {
 		return c.refuse("pid", "only host is supported")

@@ -127,8 +127,8 @@ func (c *converter) process() error {
 			c.out.Discard = true
 		case "", "json-file", "local", "journald", "syslog":
 			for option := range cfg.Logging.Options {
-				if strings.Contains(option, "address") {
-					return c.refuse("logging/options", "output goes to the log host of env.logging: remove the address")
+				if !slices.Contains(rotation, option) {
+					return c.refuse("logging/options", "output goes to the log host of env.logging, and nothing of it is chosen here: keep only "+strings.Join(rotation, ", "))
 				}
 			}
 		default:
@@ -137,6 +137,10 @@ func (c *converter) process() error {
 	}
 	return nil
 }
+
+// rotation options are about files that a guest does not have: they have no
+// effect, and many compose files set them.
+var rotation = []string{"max-size", "max-file", "compress", "mode", "max-buffer-size"}
 
 func (c *converter) runtime() error {
 	cfg := c.cfg
@@ -310,9 +314,15 @@ func (c *converter) network() error {
 	case "host", "none":
 		c.out.NetworkMode = cfg.NetworkMode
 	default:
-		return c.refuse("network_mode", "only bridge, host and none are supported")
+		other, ok := strings.CutPrefix(cfg.NetworkMode, "service:")
+		if !ok {
+			return c.refuse("network_mode", "only bridge, host, none and service:NAME are supported")
+		}
+		if err := c.shares(other); err != nil {
+			return err
+		}
 	}
-	if c.out.NetworkMode == "" {
+	if c.out.NetworkMode == "" && c.out.Share == "" {
 		names := cfg.NetworksByPriority()
 		if len(names) == 0 {
 			names = []string{"default"} // network_mode bridge
@@ -328,6 +338,9 @@ func (c *converter) network() error {
 				}
 			}
 			if n, ok := c.p.Networks[name]; ok {
+				if n.EnableIPv4 != nil && !*n.EnableIPv4 {
+					return c.refuse("networks", "a network without IPv4 would be none: remove enable_ipv4")
+				}
 				if bool(n.External) || (n.Driver != "" && n.Driver != "bridge" && n.Driver != "default") {
 					return c.refuse("networks", "only bridge networks of the project itself are supported")
 				}
@@ -341,6 +354,28 @@ func (c *converter) network() error {
 		}
 	}
 	return c.names()
+}
+
+// shares uses the network of another service, with its address and its names.
+func (c *converter) shares(other string) error {
+	on, ok := c.p.Services[other]
+	if !ok || other == c.cfg.Name {
+		return c.refuse("network_mode", "the service whose network is shared is not there: correct its name")
+	}
+	if m := on.NetworkMode; m != "" && m != "bridge" && m != "default" {
+		return c.refuse("network_mode", "the service whose network is shared must have one of its own: remove its network_mode")
+	}
+	for field, set := range map[string]bool{
+		"ports": len(c.cfg.Ports) > 0, "hostname": c.cfg.Hostname != "", "domainname": c.cfg.DomainName != "",
+		"extra_hosts": len(c.cfg.ExtraHosts) > 0, "dns": len(c.cfg.DNS) > 0, "dns_search": len(c.cfg.DNSSearch) > 0,
+		"dns_opt": len(c.cfg.DNSOpts) > 0, "links": len(c.cfg.Links) > 0,
+	} {
+		if set {
+			return c.refuse(field, "with network_mode service:NAME this belongs to the other service: write it there")
+		}
+	}
+	c.out.Share = other
+	return nil
 }
 
 // names covers extra_hosts and the resolver's settings.

@@ -57,6 +57,7 @@ type Service struct {
 	Join   []Membership `json:"join,omitempty"` // networks, when NetworkMode is ""
 
 	NetworkMode string        `json:"networkMode,omitempty"` // "", "host", "none"
+	Share       string        `json:"share,omitempty"`       // name of the service whose network this one uses; "" = none
 	ExtraHosts  []Host        `json:"extraHosts,omitempty"`
 	DNS         []netip.Addr  `json:"dns,omitempty"`
 	DNSSearch   []string      `json:"dnsSearch,omitempty"`
@@ -140,6 +141,7 @@ type Mount struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 	Create   bool   `json:"create,omitempty"` // bind: make a missing source directory
 	Slave    bool   `json:"slave,omitempty"`  // bind: propagation rslave instead of rprivate
+	Device   string `json:"device,omitempty"` // volume: the folder that it is, clean absolute path; "" = one of the guest's own
 	NoCopy   bool   `json:"noCopy,omitempty"` // volume: do not fill it from the image
 	RAM      bool   `json:"ram,omitempty"`    // volume: a tmpfs that its containers share, with Size
 	GID      int    `json:"gid,omitempty"`    // volume: group that it is made with
