@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -273,6 +274,54 @@ func TestFirstBoot(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	})
+}
+
+// TestUevents: the kernel's word wakes whoever waits for a disk, also in the
+// network namespace of a child. Another process's does not.
+func TestUevents(t *testing.T) {
+	done := make(chan struct{})
+	go func() { // its thread ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+			return
+		}
+		news, err := newUevents()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer news.close()
+		heard := func(who string, want bool, limit time.Duration) {
+			if got, err := news.wait(time.Now().Add(limit)); err != nil || got != want {
+				t.Errorf("%s was heard: %v, %v", who, got, err)
+			}
+		}
+		heard("silence", false, 100*time.Millisecond)
+
+		liar, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(liar)
+		if err := unix.Sendto(liar, []byte("add@/devices/x\x00ACTION=add\x00"), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+			t.Errorf("the liar cannot speak: %v", err)
+		}
+		heard("a process", false, time.Second)
+
+		disk, err := filepath.Glob(sysBlock + "/vd*/uevent")
+		if err != nil || len(disk) == 0 {
+			t.Errorf("no disk: %v", err)
+			return
+		}
+		if err := os.WriteFile(disk[0], []byte("change"), 0); err != nil { // the kernel says it again
+			t.Error(err)
+		}
+		heard("the kernel", true, lookAgain/2)
+	}()
+	<-done
 }
 
 // others are all disks but those with the given serials.
