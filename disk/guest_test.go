@@ -561,6 +561,8 @@ func TestRoll(t *testing.T) {
 // code, at once, and vm_test.go finds every byte of it as it was.
 func TestRefused(t *testing.T) {
 	short := spec("short", guestPass)
+	floored := spec("short", guestPass)
+	floored.MinGeneration = 1
 	short.MayCreate = false
 	there := func(name string) Spec { s := spec(name, guestPass); s.Existing = true; return s }
 	newer := spec("kept", guestPass)
@@ -581,6 +583,7 @@ func TestRefused(t *testing.T) {
 		"cipher with a device injected":            {"HPL02003E", spec("injected", guestPass)},
 		"seal removed":                             {"HPL02003E", spec("stripped", guestPass)},
 		"another volume's disk with equal seeds":   {"HPL02003E", spec("renamed", guestPass)},
+		"an empty disk where a floor is given":     {"HPL02003E", floored},
 		"a new volume with seeds of the old style": {"HPL02002E", short},
 		"an empty disk for a volume that exists":   {"HPL02003E", there("short")},
 		"a header older than the contract's floor": {"HPL02003E", newer},

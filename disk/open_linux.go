@@ -28,8 +28,11 @@ type Spec struct {
 	MayCreate     bool             // [0] is good enough for a new key slot
 	Existing      bool             // the volume must be there already
 	Integrity     bool             // made with it, opened with nothing less
-	MinGeneration uint64           // of a header that may be opened
+	MinGeneration uint64           // of a header that may be opened; above 0 the volume must be there already
 }
+
+// mustExist: a floor is no floor if a host may have the volume made anew.
+func (s Spec) mustExist() bool { return s.Existing || s.MinGeneration > 0 }
 
 // trials are all passphrases, in order.
 func (s Spec) trials() []*secret.Secret { return slices.Concat(s.Passphrases, s.Previous) }
