@@ -143,7 +143,7 @@ func open(t *testing.T, o Options, specs ...Spec) []*Volume {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := CloseAll(context.Background()); err != nil {
+		if err := CloseAll(context.Background(), time.Second); err != nil {
 			t.Error(err)
 		}
 		none(t)
@@ -227,7 +227,7 @@ func TestFirstBoot(t *testing.T) {
 			t.Errorf("a volume that nobody touched: %v", err)
 		}
 		for range 2 {
-			if err := CloseAll(t.Context()); err != nil {
+			if err := CloseAll(t.Context(), time.Second); err != nil {
 				t.Error(err)
 			}
 		}
@@ -256,9 +256,7 @@ func TestFirstBoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		defer cancel()
-		if err := CloseAll(ctx); err == nil {
+		if err := CloseAll(t.Context(), 300*time.Millisecond); err == nil {
 			t.Error("closed under its user")
 		}
 		f.Close()
@@ -561,10 +559,10 @@ func TestRoll(t *testing.T) {
 // code, at once, and vm_test.go finds every byte of it as it was.
 func TestRefused(t *testing.T) {
 	short := spec("short", guestPass)
-	floored := spec("short", guestPass)
-	floored.MinGeneration = 1
 	short.MayCreate = false
 	there := func(name string) Spec { s := spec(name, guestPass); s.Existing = true; return s }
+	floored := spec("short", guestPass)
+	floored.MinGeneration = 1
 	newer := spec("kept", guestPass)
 	newer.MinGeneration = 3
 	newerStock := spec("stock-argon", guestPass)
@@ -583,9 +581,9 @@ func TestRefused(t *testing.T) {
 		"cipher with a device injected":            {"HPL02003E", spec("injected", guestPass)},
 		"seal removed":                             {"HPL02003E", spec("stripped", guestPass)},
 		"another volume's disk with equal seeds":   {"HPL02003E", spec("renamed", guestPass)},
-		"an empty disk where a floor is given":     {"HPL02003E", floored},
 		"a new volume with seeds of the old style": {"HPL02002E", short},
 		"an empty disk for a volume that exists":   {"HPL02003E", there("short")},
+		"an empty disk where a floor is given":     {"HPL02003E", floored},
 		"a header older than the contract's floor": {"HPL02003E", newer},
 		"a foreign volume where a floor is given":  {"HPL02003E", newerStock},
 		"the disk is smaller than it was":          {"HPL02003E", spec("shrunk", guestPass)},
@@ -599,6 +597,16 @@ func TestRefused(t *testing.T) {
 		o := options(t)
 		o.Exclude = others(t)
 		refused(t, o, "HPL02122E", spec("missing", guestPass))
+	})
+	t.Run("no disk, and the time for all of the volumes is over", func(t *testing.T) {
+		o := patient(t)
+		o.Exclude = others(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := OpenAll(ctx, []Spec{spec("missing", guestPass)}, o); hpl.From(err).Code != "HPL02122E" {
+			t.Errorf("got %v", err)
+		}
+		none(t)
 	})
 	t.Run("one unclaimed LUKS disk that does not open is not a missing disk", func(t *testing.T) {
 		o := patient(t)

@@ -54,10 +54,11 @@ type Options struct {
 }
 
 const (
-	defaultWait = 900 * time.Second
-	settle      = 300 * time.Millisecond // without news before a disk is chosen by content
-	closeLimit  = 10 * time.Second
-	lookAgain   = 10 * time.Second // the kernel drops news when memory is short
+	defaultWait  = 900 * time.Second
+	settle       = 300 * time.Millisecond // without news before a disk is chosen by content
+	closeLimit   = 10 * time.Second
+	undoPatience = time.Second      // nobody has used the volumes yet
+	lookAgain    = 10 * time.Second // the kernel drops news when memory is short
 )
 
 // OpenAll finds, creates or unlocks, maps, checks and mounts all volumes, one
@@ -92,7 +93,7 @@ func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 		defer cancel()
-		if cerr := CloseAll(undo); cerr != nil {
+		if cerr := CloseAll(undo, undoPatience); cerr != nil {
 			o.Log.Error("closing after a failure", "error", cerr)
 		}
 		return nil, hpl.From(err)

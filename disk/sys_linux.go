@@ -20,7 +20,7 @@ const (
 	dmMisc     = 236 // minor of /dev/mapper/control when nothing else made the node
 	dmStatus   = 4096
 	nodeWait   = 5 * time.Second
-	removeTry  = 50 * time.Millisecond
+	removeTry  = 10 * time.Millisecond
 	mountFlags = unix.MS_NOSUID | unix.MS_NODEV
 )
 
@@ -336,6 +336,19 @@ func (u *uevents) wait(deadline time.Time) (bool, error) {
 }
 
 func (u *uevents) close() { u.f.Close() }
+
+// flush writes what the file system at target has not written yet.
+func flush(target string) error {
+	f, err := os.Open(target)
+	if err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
 
 func unmount(target string) error { return ignoreUnmounted(unix.Unmount(target, unix.UMOUNT_NOFOLLOW)) }
 
