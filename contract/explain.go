@@ -51,7 +51,8 @@ type ExplainedVolume struct {
 	Name       string `json:"name"`
 	Mount      string `json:"mount,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"`
-	Rolled     bool   `json:"rolled"` // a previousSeed is given
+	Rolled     bool   `json:"rolled"`   // a previousSeed is given
+	Existing   bool   `json:"existing"` // an empty disk is refused: existing or minGeneration is given
 }
 
 // ExplainedPort is a port that the guest publishes.
@@ -215,7 +216,8 @@ func (r *run) explainVolumes(x *Explanation) {
 	env := r.env.body.get("volumes")
 	for _, v := range r.volumes {
 		x.Volumes = append(x.Volumes, ExplainedVolume{Name: v.name, Mount: v.mount, Filesystem: v.fs,
-			Rolled: v.work.before != "" || env.get(v.name).get("previousSeed").present()})
+			Rolled:   v.work.before != "" || env.get(v.name).get("previousSeed").present(),
+			Existing: v.demands.existing || v.demands.minGeneration > 0})
 	}
 	for i, k := range env.keys() {
 		if !slices.ContainsFunc(r.volumes, func(v volumePair) bool { return v.name == k.text }) {

@@ -64,6 +64,7 @@ func TestExplainCompose(t *testing.T) {
     privileged: true
     environment: {GREETING: "${GREETING}"}
 `)
+	s["workload"] = "x-hpcr: {volumes: {data: {minGeneration: 2}}}\n" + s["workload"]
 	tokens := map[string]string{"workload": seal(t, s["workload"]), "env": seal(t, s["env"])}
 	key := keyFile(t, "encrypt.key")
 	for form, x := range map[string]*Explanation{
@@ -73,7 +74,7 @@ func TestExplainCompose(t *testing.T) {
 		want := Explanation{
 			Services:    []ExplainedService{{"web", pinned, ByDigest, []string{"privileged"}}},
 			Ports:       []ExplainedPort{{"web", "", "8080", "80", "tcp"}, {"web", "127.0.0.1", "5353", "53", "udp"}},
-			Volumes:     []ExplainedVolume{{"data", "/mnt/data", "ext4", false}, {"logs", "/mnt/logs", "ext4", true}},
+			Volumes:     []ExplainedVolume{{"data", "/mnt/data", "ext4", false, true}, {"logs", "/mnt/logs", "ext4", true, false}},
 			Environment: []string{"A", "C", "FROM_ENV", "GREETING"},
 			Logging:     ExplainedLogging{"syslog", "logs.example.com", 6514},
 			Registries:  []string{"10.0.2.2:5000", "registry.example.com:5000"},

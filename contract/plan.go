@@ -82,7 +82,7 @@ type Volume struct {
 	// From workload.x-hpcr.volumes.
 	Existing      bool   // the volume was made in an earlier boot: never create it
 	Integrity     bool   // create it with dm-integrity, open it with nothing less
-	MinGeneration uint64 // refuse a volume whose header was written fewer times; 0 = any
+	MinGeneration uint64 // refuse a volume whose header was written fewer times, and an empty disk; 0 = any
 }
 
 // Auth is a registry's credentials.

@@ -23,6 +23,7 @@ var warnings = map[string]struct{ section, old, new, path string }{
 	"short old seed":           {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: short", "/env/volumes/data/seed"},
 	"seed with a blank":        {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: envseed with blanks", "/env/volumes/data/seed"},
 	"mask as a seed":           {"env", "seed: envseed-ABCDEFGHIJKLMNOP", "seed: '***************'", "/env/volumes/data/seed"},
+	"floor for no volume":      {"workload", "images:", "x-hpcr: {volumes: {data: {existing: false, minGeneration: 2}}}\nimages:", "/workload/x-hpcr/volumes/data/existing"},
 	"archive in several lines": {"workload", "archive: H4sI", "archive: |\n    H4sI\n    ", "/workload/compose/archive"},
 }
 

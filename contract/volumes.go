@@ -105,6 +105,9 @@ func (r *run) demandsOfVolumes(volumes at) {
 		d := volumeDemands{existing: r.boolean(e.get("existing")), integrity: r.boolean(e.get("integrity"))}
 		if g := e.get("minGeneration"); g.present() {
 			d.minGeneration = r.generation(g)
+			if not := e.get("existing"); not.present() && !d.existing {
+				r.warn("", not, "minGeneration means that the volume exists, so this has no effect", "remove this line, or minGeneration for the boot that makes the volume")
+			}
 		}
 		if j >= 0 {
 			r.volumes[j].demands = d

@@ -134,7 +134,7 @@ func (op *opener) open(ctx context.Context, s Spec, v *Volume, d *found) error {
 		case o.Integrity && !s.Integrity: // the kernel has loaded nothing for it
 			return hpl.New("HPL02003E", s.Path, "this volume has integrity: write integrity: true for it under workload.x-hpcr.volumes")
 		}
-		if s.Existing && o.State != luks2.Ready {
+		if s.mustExist() && o.State != luks2.Ready {
 			return absent(s).err // as it was before its first file system: the host may have kept that
 		}
 		if o.State != luks2.Ready {

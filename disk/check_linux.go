@@ -47,7 +47,7 @@ func (v *Volume) Check() error {
 	if err != nil {
 		return err
 	}
-	if len(mounts) == 0 || mounts[0] != v.Mount {
+	if at := mounts[v.Device]; len(at) == 0 || at[0] != v.Mount {
 		return errors.New("the volume is not mounted where it was")
 	}
 	now, err := headerOf(v.Header.Disk, v.Header.Start, v.Header.Size)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,40 +16,72 @@ import (
 // mappingPrefix begins the names of all our mappings.
 const mappingPrefix = "hpcr-"
 
-// CloseAll unmounts what is mounted from our mappings, the latest mount first,
-// and removes the mappings, with which the last copies of their keys go. What
-// there is it asks the kernel, so it may follow an opening that was cut off
-// anywhere. It waits for users of a mount as long as ctx lasts, then detaches
-// the mount and leaves the mapping's removal to the kernel.
-func CloseAll(ctx context.Context) error {
+// CloseAll writes and unmounts what is mounted from our mappings, and removes
+// the mappings, with which the last copies of their keys go. What there is it
+// asks the kernel, so it may follow an opening that was cut off anywhere. Volumes
+// close side by side: a disk that does not answer keeps only its own from it. One
+// that is mounted below another goes first, for the other is busy until then.
+//
+// Users of a mount have patience to leave it; then it is taken away from them,
+// and the kernel removes the mapping after its last user. CloseAll gives up at
+// the end of ctx on what is stuck in the kernel.
+func CloseAll(ctx context.Context, patience time.Duration) error {
 	ours, err := mappings()
 	if err != nil {
 		return err
 	}
-	var errs []error
 	mounts, err := mountsOf(ours)
-	errs = append(errs, err)
-	for _, target := range slices.Backward(mounts) {
-		if err := retryBusy(ctx, func() error { return unmount(target) }); err != nil {
-			errs = append(errs, fmt.Errorf("unmount: %w", err), detach(target))
-		}
+	if err != nil {
+		return err
 	}
-	for _, name := range slices.Sorted(values(ours)) {
-		if err := retryBusy(ctx, func() error { return removeMapping(name) }); err != nil {
-			errs = append(errs, fmt.Errorf("remove mapping %s: %w", name, err), removeMappingLater(name))
+	volumes := map[string]*layers{}
+	for _, node := range slices.Sorted(maps.Keys(ours)) {
+		name, _, _ := strings.Cut(strings.TrimPrefix(ours[node], mappingPrefix), "-")
+		if volumes[name] == nil {
+			volumes[name] = &layers{}
+		}
+		volumes[name].mappings = append(volumes[name].mappings, ours[node])
+		volumes[name].mounts = append(volumes[name].mounts, mounts[node]...)
+	}
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	results := make(chan error, len(volumes)) // room for those that nobody waits for
+	for _, v := range volumes {
+		go func() { results <- v.close(waiting) }()
+	}
+	var errs []error
+	for range volumes {
+		select {
+		case err := <-results:
+			errs = append(errs, err)
+		case <-ctx.Done():
+			return errors.Join(append(errs, fmt.Errorf("a disk does not answer: %w", context.Cause(ctx)))...)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func values(m map[string]string) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for _, v := range m {
-			if !yield(v) {
-				return
-			}
+// layers are what there is of one volume.
+type layers struct {
+	mappings []string // names; in their order they are from above
+	mounts   []string // in the order of mounting
+}
+
+// close may never return.
+func (l *layers) close(ctx context.Context) error {
+	var errs []error
+	for _, target := range slices.Backward(l.mounts) {
+		errs = append(errs, flush(target)) // before the wait for its users, which may be cut short
+		if err := retryBusy(ctx, func() error { return unmount(target) }); err != nil {
+			errs = append(errs, fmt.Errorf("unmount: %w", err), flush(target), detach(target))
 		}
 	}
+	for _, name := range slices.Sorted(slices.Values(l.mappings)) {
+		if err := retryBusy(ctx, func() error { return removeMapping(name) }); err != nil {
+			errs = append(errs, fmt.Errorf("remove mapping %s: %w", name, err), removeMappingLater(name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // mappings lists our mappings: node → name.
@@ -73,20 +106,21 @@ func mappings() (map[string]string, error) {
 	return all, nil
 }
 
-// mountsOf lists the mount points of these nodes, in the order of mounting.
-func mountsOf(nodes map[string]string) ([]string, error) {
+// mountsOf lists the mount points of these nodes: node → paths, in the order of
+// mounting.
+func mountsOf(nodes map[string]string) (map[string][]string, error) {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
 	defer f.Close()
 	plain := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	var all []string
+	all := map[string][]string{}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		if len(fields) > 1 && nodes[fields[0]] != "" {
-			all = append(all, plain.Replace(fields[1]))
+			all[fields[0]] = append(all[fields[0]], plain.Replace(fields[1]))
 		}
 	}
 	return all, lines.Err()

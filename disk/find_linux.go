@@ -128,7 +128,7 @@ func decide(s Spec, unnamed int, all []string, disks []*found) verdict {
 		switch {
 		case d.err != nil || !d.content.Openable() && !d.content.Creatable():
 			return verdict{err: refusal(s, d)}
-		case d.content.Creatable() && s.Existing:
+		case d.content.Creatable() && s.mustExist():
 			return absent(s)
 		case d.content.Creatable():
 			return verdict{create: d}
@@ -150,7 +150,7 @@ func decide(s Spec, unnamed int, all []string, disks []*found) verdict {
 	switch {
 	case len(luks) > 0:
 		return verdict{open: luks}
-	case len(empty) > 0 && s.Existing:
+	case len(empty) > 0 && s.mustExist():
 		return absent(s)
 	case len(empty) == 1 && unnamed == 1:
 		return verdict{create: empty[0]}
@@ -164,7 +164,7 @@ func decide(s Spec, unnamed int, all []string, disks []*found) verdict {
 
 // absent refuses an empty disk in the place of a volume that there must be.
 func absent(s Spec) verdict {
-	return refuse("HPL02003E", s, "the contract says that this volume exists, but the disk is empty: attach the volume's own disk, or remove existing to make a new volume")
+	return refuse("HPL02003E", s, "the contract says that this volume exists, but the disk is empty: attach the volume's own disk, or remove existing and minGeneration to make a new volume")
 }
 
 func refuse(code hpl.Code, s Spec, detail string) verdict {

@@ -53,6 +53,7 @@ func TestDecide(t *testing.T) {
 
 	tests := map[string]struct {
 		name    string // of the volume; "" = data
+		floor   uint64 // the contract's minGeneration
 		unnamed int
 		disks   []*found
 		open    string // names of the disks to be tried
@@ -63,6 +64,10 @@ func TestDecide(t *testing.T) {
 		"the serial names it, others do not matter":        {disks: []*found{disk("vda", "", Ours), disk("vdb", "data", Ours), disk("vdc", "", Blank)}, open: "vdb"},
 		"the serial names an empty disk":                   {disks: []*found{disk("vda", "", Ours), disk("vdb", "data", Blank)}, create: "vdb"},
 		"the serial names a creation that was cut off":     {disks: []*found{disk("vdb", "data", Interrupted)}, create: "vdb"},
+		"a floor, and the serial names an empty disk":      {floor: 1, disks: []*found{disk("vdb", "data", Blank)}, code: "HPL02003E"},
+		"a floor, and a creation that was cut off":         {floor: 1, disks: []*found{disk("vdb", "data", Interrupted)}, code: "HPL02003E"},
+		"a floor, and one empty disk":                      {floor: 1, unnamed: 1, disks: []*found{disk("vdb", "", Blank)}, code: "HPL02003E"},
+		"a floor, and no disk: wait":                       {floor: 1},
 		"the serial names foreign content":                 {disks: []*found{disk("vdb", "data", Foreign), disk("vdc", "", Blank)}, code: "HPL02003E"},
 		"the serial names a disk that cannot be read":      {disks: []*found{broken, disk("vdc", "", Blank)}, code: "HPL02120E"},
 		"two disks with the serial":                        {disks: []*found{disk("vdb", "data", Ours), disk("vdc", "data", Ours)}, code: "HPL02121E"},
@@ -84,7 +89,7 @@ func TestDecide(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			s := Spec{Name: "data", Path: "/workload/volumes/#1"}
+			s := Spec{Name: "data", Path: "/workload/volumes/#1", MinGeneration: tt.floor}
 			if tt.name != "" {
 				s.Name = tt.name
 			}

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -144,7 +145,7 @@ func open(t *testing.T, o Options, specs ...Spec) []*Volume {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := CloseAll(context.Background()); err != nil {
+		if err := CloseAll(context.Background(), time.Second); err != nil {
 			t.Error(err)
 		}
 		none(t)
@@ -228,7 +229,7 @@ func TestFirstBoot(t *testing.T) {
 			t.Errorf("a volume that nobody touched: %v", err)
 		}
 		for range 2 {
-			if err := CloseAll(t.Context()); err != nil {
+			if err := CloseAll(t.Context(), time.Second); err != nil {
 				t.Error(err)
 			}
 		}
@@ -257,9 +258,7 @@ func TestFirstBoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		defer cancel()
-		if err := CloseAll(ctx); err == nil {
+		if err := CloseAll(t.Context(), 300*time.Millisecond); err == nil {
 			t.Error("closed under its user")
 		}
 		f.Close()
@@ -275,6 +274,54 @@ func TestFirstBoot(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	})
+}
+
+// TestUevents: the kernel's word wakes whoever waits for a disk, also in the
+// network namespace of a child. Another process's does not.
+func TestUevents(t *testing.T) {
+	done := make(chan struct{})
+	go func() { // its thread ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+			return
+		}
+		news, err := newUevents()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer news.close()
+		heard := func(who string, want bool, limit time.Duration) {
+			if got, err := news.wait(time.Now().Add(limit)); err != nil || got != want {
+				t.Errorf("%s was heard: %v, %v", who, got, err)
+			}
+		}
+		heard("silence", false, 100*time.Millisecond)
+
+		liar, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(liar)
+		if err := unix.Sendto(liar, []byte("add@/devices/x\x00ACTION=add\x00"), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+			t.Errorf("the liar cannot speak: %v", err)
+		}
+		heard("a process", false, time.Second)
+
+		disk, err := filepath.Glob(sysBlock + "/vd*/uevent")
+		if err != nil || len(disk) == 0 {
+			t.Errorf("no disk: %v", err)
+			return
+		}
+		if err := os.WriteFile(disk[0], []byte("change"), 0); err != nil { // the kernel says it again
+			t.Error(err)
+		}
+		heard("the kernel", true, lookAgain/2)
+	}()
+	<-done
 }
 
 // others are all disks but those with the given serials.
@@ -540,6 +587,8 @@ func TestRefused(t *testing.T) {
 	short := spec("short", guestPass)
 	short.MayCreate = false
 	there := func(name string) Spec { s := spec(name, guestPass); s.Existing = true; return s }
+	floored := spec("short", guestPass)
+	floored.MinGeneration = 1
 	newer := spec("kept", guestPass)
 	newer.MinGeneration = 3
 	newerStock := spec("stock-argon", guestPass)
@@ -552,6 +601,7 @@ func TestRefused(t *testing.T) {
 		"wrong seed on a stock volume":             {"HPL02003E", spec("stock-argon", strings.Repeat("0", 64))},
 		"a new volume with seeds of the old style": {"HPL02002E", short},
 		"an empty disk for a volume that exists":   {"HPL02003E", there("short")},
+		"an empty disk where a floor is given":     {"HPL02003E", floored},
 		"a header older than the contract's floor": {"HPL02003E", newer},
 		"a foreign volume where a floor is given":  {"HPL02003E", newerStock},
 		"the disk is smaller than it was":          {"HPL02003E", spec("shrunk", guestPass)},
@@ -565,6 +615,16 @@ func TestRefused(t *testing.T) {
 		o := options(t)
 		o.Exclude = others(t)
 		refused(t, o, "HPL02122E", spec("missing", guestPass))
+	})
+	t.Run("no disk, and the time for all of the volumes is over", func(t *testing.T) {
+		o := patient(t)
+		o.Exclude = others(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := OpenAll(ctx, []Spec{spec("missing", guestPass)}, o); hpl.From(err).Code != "HPL02122E" {
+			t.Errorf("got %v", err)
+		}
+		none(t)
 	})
 	t.Run("one unclaimed LUKS disk that does not open is not a missing disk", func(t *testing.T) {
 		o := patient(t)

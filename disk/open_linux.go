@@ -28,8 +28,11 @@ type Spec struct {
 	MayCreate     bool             // [0] is good enough for a new key slot
 	Existing      bool             // the volume must be there already
 	Integrity     bool             // made with it, opened with nothing less
-	MinGeneration uint64           // of a header that may be opened
+	MinGeneration uint64           // of a header that may be opened; above 0 the volume must be there already
 }
+
+// mustExist: a floor is no floor if a host may have the volume made anew.
+func (s Spec) mustExist() bool { return s.Existing || s.MinGeneration > 0 }
 
 // trials are all passphrases, in order.
 func (s Spec) trials() []*secret.Secret { return slices.Concat(s.Passphrases, s.Previous) }
@@ -51,10 +54,11 @@ type Options struct {
 }
 
 const (
-	defaultWait = 900 * time.Second
-	settle      = 300 * time.Millisecond // without news before a disk is chosen by content
-	closeLimit  = 10 * time.Second
-	lookAgain   = 10 * time.Second // the kernel drops news when memory is short
+	defaultWait  = 900 * time.Second
+	settle       = 300 * time.Millisecond // without news before a disk is chosen by content
+	closeLimit   = 10 * time.Second
+	undoPatience = time.Second      // nobody has used the volumes yet
+	lookAgain    = 10 * time.Second // the kernel drops news when memory is short
 )
 
 // OpenAll finds, creates or unlocks, maps, checks and mounts all volumes, one
@@ -89,7 +93,7 @@ func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 		defer cancel()
-		if cerr := CloseAll(undo); cerr != nil {
+		if cerr := CloseAll(undo, undoPatience); cerr != nil {
 			o.Log.Error("closing after a failure", "error", cerr)
 		}
 		return nil, hpl.From(err)

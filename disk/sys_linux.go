@@ -20,7 +20,7 @@ const (
 	dmMisc     = 236 // minor of /dev/mapper/control when nothing else made the node
 	dmStatus   = 4096
 	nodeWait   = 5 * time.Second
-	removeTry  = 50 * time.Millisecond
+	removeTry  = 10 * time.Millisecond
 	mountFlags = unix.MS_NOSUID | unix.MS_NODEV
 )
 
@@ -192,8 +192,34 @@ func memoryFile(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func mount(node, target, fsType, options string) error {
-	return unix.Mount(node, target, fsType, mountFlags, options)
+// makeFolder opens the folder at an absolute path without "..", and makes what
+// is missing of it. It goes step by step and through no link: a part of the path
+// may lie in a volume, where a container of an earlier boot could plant one.
+func makeFolder(path string) (*os.File, error) {
+	const how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	at, err := unix.Open("/", how, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /: %w", err)
+	}
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		next, err := unix.Openat(at, name, how, 0)
+		if errors.Is(err, unix.ENOENT) {
+			if err = unix.Mkdirat(at, name, 0o755); err == nil {
+				next, err = unix.Openat(at, name, how, 0)
+			}
+		}
+		unix.Close(at)
+		if err != nil {
+			return nil, fmt.Errorf("folder for a mount: %w", err)
+		}
+		at = next
+	}
+	return os.NewFile(uintptr(at), "folder"), nil
+}
+
+// mountOn mounts over the folder that at is open on, whatever its name leads to.
+func mountOn(node string, at *os.File, fsType, options string) error {
+	return unix.Mount(node, fmt.Sprintf("/proc/self/fd/%d", at.Fd()), fsType, mountFlags, options)
 }
 
 // noFilesystem: the kernel does not know this kind.
@@ -310,6 +336,19 @@ func (u *uevents) wait(deadline time.Time) (bool, error) {
 }
 
 func (u *uevents) close() { u.f.Close() }
+
+// flush writes what the file system at target has not written yet.
+func flush(target string) error {
+	f, err := os.Open(target)
+	if err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
 
 func unmount(target string) error { return ignoreUnmounted(unix.Unmount(target, unix.UMOUNT_NOFOLLOW)) }
 

@@ -52,7 +52,7 @@ func TestInGuests(t *testing.T) {
 				d.stock("stock-luks1", false, "--type", "luks1", "--pbkdf-force-iterations", "20000"),
 				d.stock("stock-part", true, "--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-parallel", "2", "--pbkdf-force-iterations", "4"),
 			}
-			g.boot(t, "^(TestFirstBoot|TestMakeKept|TestCidata|TestFilesystems)$", append([]qemu.Disk{data, kept, d.blank("spare", vmSize), d.cut("cut"),
+			g.boot(t, "^(TestFirstBoot|TestPlantedLink|TestCloseBesideHung|TestMakeKept|TestCidata|TestFilesystems|TestUevents)$", append([]qemu.Disk{data, kept, d.blank("spare", vmSize), d.cut("cut"),
 				d.iso("one", "cidata"), d.fat("two", "DOUBLE"), d.fat("three", "double")}, kinds...)...)
 
 			d.owner(data.File)

@@ -94,10 +94,13 @@ func (v *Volume) mountChecked(ctx context.Context) error {
 	if err := fs.repair(ctx, v.Device); err != nil {
 		return hpl.Wrap(err, "HPL02007E", v.Path, "the volume's file system is damaged beyond automatic repair: open it with cryptsetup and run e2fsck")
 	}
-	if err := os.MkdirAll(v.Mount, 0o755); err != nil {
-		return hpl.Wrap(err, "HPL07002E", v.Path+"/mount", "the mount path exists and is not a folder")
+	at, err := makeFolder(v.Mount)
+	if err != nil {
+		return hpl.Wrap(err, "HPL07002E", v.Path+"/mount",
+			"the mount path, or a folder above it, is a file or a symbolic link: remove that from the volume it lies in, or choose another path")
 	}
-	if err := mount(v.Device, v.Mount, super.kind, fs.options); err != nil {
+	defer at.Close()
+	if err := mountOn(v.Device, at, super.kind, fs.options); err != nil {
 		detail := "the kernel does not mount the volume's file system: open the volume with cryptsetup and run its file system's check"
 		if noFilesystem(err) {
 			detail = "the volume holds " + super.kind + ", which this boot cannot mount: write filesystem: " + super.kind

@@ -57,13 +57,7 @@ func CloseMain() {
 		patience = closePatience
 	}
 	if err == nil {
-		// What cannot be unmounted is written all the same.
-		synced := make(chan struct{})
-		go func() { unix.Sync(); close(synced) }()
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		err = disk.CloseAll(ctx)
-		<-synced
+		err = disk.CloseAll(context.Background(), patience) // whoever waits for this child bounds it
 	}
 	if err == nil {
 		os.Exit(0)

@@ -29,10 +29,10 @@ const (
 const (
 	maxAnswer   = 1 << 20
 	maxOrder    = 1 << 20
-	maxSecrets  = 64 * 8 * passphraseLength
 	keepFree    = 16 << 20 // bytes of the guest's memory that the child never gets
 	checkMemory = 64 << 20
 	checkLimit  = 2 * time.Minute
+	toAnswer    = 15 * time.Second // of a limit, for a child that waited until then to say what for
 
 	passphraseLength = 64
 )
@@ -42,6 +42,7 @@ type order struct {
 	Specs   []spec        `json:"specs"`
 	KDF     disk.KDF      `json:"kdf"`
 	Wait    time.Duration `json:"wait"`
+	Limit   time.Duration `json:"limit"` // for all of it
 	Exclude []string      `json:"exclude"`
 }
 
@@ -55,7 +56,7 @@ type spec struct {
 // Open finds, creates or unlocks, checks and mounts the volumes, as
 // disk.OpenAll does, in a child. limit bounds it. The passphrases are borrowed.
 func Open(ctx context.Context, specs []disk.Spec, o disk.Options, limit time.Duration) ([]*disk.Volume, error) {
-	in := order{KDF: o.KDF, Wait: o.Wait, Exclude: o.Exclude}
+	in := order{KDF: o.KDF, Wait: o.Wait, Exclude: o.Exclude, Limit: limit - toAnswer}
 	var all []*secret.Secret
 	for _, s := range specs {
 		w := spec{Spec: s, Current: len(s.Passphrases), Before: len(s.Previous)}
@@ -172,7 +173,7 @@ func openChild(log *slog.Logger) ([]*disk.Volume, error) {
 		return nil, fmt.Errorf("order: %w", err)
 	}
 	b, err := sandbox.Mapped(1, "passphrases")
-	if err != nil || len(b) > maxSecrets {
+	if err != nil {
 		return nil, fmt.Errorf("passphrases: %w", err)
 	}
 	take := func(n int) (some []*secret.Secret, err error) {
@@ -196,5 +197,7 @@ func openChild(log *slog.Logger) ([]*disk.Volume, error) {
 		}
 		specs = append(specs, s)
 	}
-	return disk.OpenAll(context.Background(), specs, disk.Options{KDF: in.KDF, Wait: in.Wait, Exclude: in.Exclude, Log: log})
+	ctx, cancel := context.WithTimeout(context.Background(), in.Limit)
+	defer cancel()
+	return disk.OpenAll(ctx, specs, disk.Options{KDF: in.KDF, Wait: in.Wait, Exclude: in.Exclude, Log: log})
 }

@@ -131,6 +131,16 @@ func TestBindStaysInItsVolume(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Errorf("something was made outside: %v %v", entries, err)
 	}
+	t.Run("a volume below another's mount, whose place is a link by now", func(t *testing.T) {
+		if err := os.MkdirAll(outside+"/inner", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, root := range []string{disk + "/absolute", disk + "/absolute/inner"} {
+			if f, err := openBeneath(root, "secret", true); !errors.Is(err, syscall.ELOOP) {
+				t.Errorf("%s: got %v %v", root, f, err)
+			}
+		}
+	})
 	t.Run("from the root no link counts", func(t *testing.T) {
 		if f, err := openBeneath("/", disk+"/absolute", true); !errors.Is(err, syscall.ELOOP) {
 			t.Errorf("got %v %v", f, err)

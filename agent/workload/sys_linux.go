@@ -108,12 +108,13 @@ func unmount(path string) error {
 }
 
 // openBeneath opens name below root without ever leaving root: links are
-// followed as if root were "/", kernel links not at all. With root "/" no link
-// is followed, so that what was checked as text is what is opened. Missing
+// followed as if root were "/", kernel links not at all. With root "/", and on
+// the way to any other root (which may lie in another volume), no link is
+// followed, so that what was checked as text is what is opened. Missing
 // folders are made with mode 0755 when create is set. The result is an O_PATH
 // descriptor.
 func openBeneath(root, name string, create bool) (*os.File, error) {
-	base, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	base, err := openat2(unix.AT_FDCWD, root, unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
 		return nil, fmt.Errorf("open the base of a bind mount: %w", err)
 	}
@@ -127,12 +128,7 @@ func openBeneath(root, name string, create bool) (*os.File, error) {
 		if name == "" {
 			name = "."
 		}
-		for {
-			fd, err := unix.Openat2(base, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve})
-			if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-				return fd, err
-			}
-		}
+		return openat2(base, name, 0, resolve)
 	}
 	fd, err := open(name)
 	if errors.Is(err, unix.ENOENT) && create {
@@ -145,6 +141,16 @@ func openBeneath(root, name string, create bool) (*os.File, error) {
 		return nil, fmt.Errorf("open the source of a bind mount: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "source"), nil
+}
+
+// openat2 makes an O_PATH descriptor.
+func openat2(dir int, name string, flags, resolve uint64) (int, error) {
+	for {
+		fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: resolve})
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
 }
 
 func makeFolders(open func(string) (int, error), name string) error {

@@ -128,6 +128,9 @@ func printExplanation(out io.Writer, x *contract.Explanation) error {
 		if v.Rolled {
 			what += ", its seed is being changed"
 		}
+		if v.Existing {
+			what += ", an empty disk is refused"
+		}
 		row(v.Name, what)
 	}
 	none(len(x.Volumes))

@@ -94,7 +94,7 @@ func (d *openedDisk) facts() volumeFacts {
 
 // sentences for the kinds, as their owner sees them.
 var kindText = map[string]string{
-	"blank":        "The disk is empty: a guest makes a new volume on it, unless the contract says existing: true.",
+	"blank":        "The disk is empty: a guest makes a new volume on it, unless the contract says existing: true or minGeneration.",
 	"ours":         "A volume made by an hpcr guest.",
 	"foreign-luks": "A LUKS volume of another make: a guest opens it, without the protection of a seal.",
 	"interrupted":  "The making of a volume, or a write of its header, was cut off: a guest goes on with it.",
