@@ -122,6 +122,18 @@ play:
 	}
 }
 
+// Whoever judges a contract sees what it opens.
+func TestExplainEndpoints(t *testing.T) {
+	x := explain(t, string(userData(t, withEndpoints(t))))
+	want := []ExplainedEndpoint{
+		{"ingress", "site", 8443, "web:8080", "shop", "staff"}, {"ingress", "open", 8444, "web:8080", "", ""},
+		{"egress", "db", 5432, "db.example.com:5433", "shop", "corp"}, {"egress", "api", 443, "[2001:db8::1]:443", "", "corp"},
+	}
+	if diff := cmp.Diff(want, x.Endpoints); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Without env, nothing is said of names in it.
 func TestEndpointsWithoutEnv(t *testing.T) {
 	s := withEndpoints(t)
