@@ -15,12 +15,13 @@ import (
 // Explanation is what a contract asks of a guest, for people who have to
 // judge one. It holds names and places, and no value that may be a secret.
 type Explanation struct {
-	Services    []ExplainedService `json:"services"`
-	Volumes     []ExplainedVolume  `json:"volumes"`
-	Ports       []ExplainedPort    `json:"ports"`
-	Environment []string           `json:"environment"` // names of both sections, sorted
-	Logging     ExplainedLogging   `json:"logging"`
-	Warnings    []Finding          `json:"warnings"` // all that lint says, errors too
+	Services    []ExplainedService  `json:"services"`
+	Volumes     []ExplainedVolume   `json:"volumes"`
+	Ports       []ExplainedPort     `json:"ports"`
+	Endpoints   []ExplainedEndpoint `json:"endpoints,omitempty"`
+	Environment []string            `json:"environment"` // names of both sections, sorted
+	Logging     ExplainedLogging    `json:"logging"`
+	Warnings    []Finding           `json:"warnings"` // all that lint says, errors too
 
 	Sections   []ExplainedSection `json:"sections"`
 	Signature  ExplainedSignature `json:"signature"`
@@ -62,6 +63,16 @@ type ExplainedPort struct {
 	HostPort      string `json:"hostPort"`
 	ContainerPort string `json:"containerPort"`
 	Protocol      string `json:"protocol"` // tcp, udp
+}
+
+// ExplainedEndpoint is a TLS endpoint of the workload.
+type ExplainedEndpoint struct {
+	Kind      string `json:"kind"` // ingress, egress
+	Name      string `json:"name"`
+	Listen    int    `json:"listen"`
+	To        string `json:"to"`
+	Identity  string `json:"identity,omitempty"`  // an ingress without one shows the guest's own
+	Authority string `json:"authority,omitempty"` // whose peers it takes; an ingress without one takes any
 }
 
 // ExplainedLogging is where the log goes; empty if nothing is configured or
@@ -114,6 +125,7 @@ func (r *run) explanation() *Explanation {
 	r.explainSections(x)
 	r.explainServices(x)
 	r.explainVolumes(x)
+	r.explainEndpoints(x)
 	r.explainLogging(x)
 	x.Environment = append(x.Environment, slices.Sorted(maps.Keys(r.mergedEnv()))...)
 	hosts := map[string]bool{}
@@ -209,6 +221,16 @@ func (r *run) explainComposeFile(x *Explanation, a at) {
 		}
 		x.Services = append(x.Services, ExplainedService{Name: k.text, Image: image, VerifiedBy: by})
 	}
+}
+
+func (r *run) explainEndpoints(x *Explanation) {
+	list := func(kind, authority string, parts []endpointPart) {
+		for _, e := range parts {
+			x.Endpoints = append(x.Endpoints, ExplainedEndpoint{kind, e.name, e.listen, e.at.get("to").text(), e.at.get("identity").text(), e.at.get(authority).text()})
+		}
+	}
+	list("ingress", "clientAuthority", r.ends.ingress)
+	list("egress", "authority", r.ends.egress)
 }
 
 // explainVolumes joins what the two sections say, workload's order first.

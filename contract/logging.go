@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"hpcr/agent/hpl"
+	"hpcr/agent/secret"
 )
 
 // defaultSyslogPort is the documents'; the schema's 514 is the port of syslog
@@ -142,38 +143,48 @@ func (r *run) certs(a at, missing hpl.Code, whose string) []byte {
 }
 
 func (r *run) syslogKey(a at, s *Syslog) {
+	s.Key = r.privateKey(a, s.Cert, "the client's", keyCodes{empty: "HPL01009E", noPEM: "HPL01005E", noKey: "HPL01006E", mismatch: "HPL01008E"})
+}
+
+// keyCodes are the codes of what may be wrong with a private key.
+type keyCodes struct{ empty, noPEM, noKey, mismatch hpl.Code }
+
+// privateKey reads one private key in any form and returns it as PKCS#8 PEM.
+// It must belong to the first certificate of cert.
+func (r *run) privateKey(a at, cert []byte, whose string, codes keyCodes) (out *secret.Secret) {
 	text, ok := r.str(a)
 	if !ok {
-		return
+		return nil
 	}
 	if strings.TrimSpace(text) == "" {
-		r.fail("HPL01009E", a, "the client's private key is empty", "give it as PKCS#8 PEM")
-		return
+		r.fail(codes.empty, a, whose+" private key is empty", "give it as PKCS#8 PEM")
+		return nil
 	}
 	raw, form, err := pemText(text)
 	blocks := pemBlocks(raw)
 	clear(raw)
 	if err != nil || len(blocks) == 0 {
-		r.failCause(err, "HPL01005E", a, "there is no PEM text in it", "give the client's private key as PKCS#8 PEM, or base64 of it")
-		return
+		r.failCause(err, codes.noPEM, a, "there is no PEM text in it", "give "+whose+" private key as PKCS#8 PEM, or base64 of it")
+		return nil
 	}
 	b := firstPrivate(blocks)
 	if b == nil {
-		r.fail("HPL01006E", a, "there is no private key in it", "give the client's private key as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
-		return
+		r.fail(codes.noKey, a, "there is no private key in it", "give "+whose+" private key as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
+		return nil
 	}
 	key, err := privateKey(b)
 	clear(b.Bytes)
 	if err == nil {
-		s.Key, err = pkcs8PEM(key)
+		out, err = pkcs8PEM(key)
 	}
 	if err != nil {
-		r.failCause(err, "HPL01006E", a, "the private key cannot be read", "give it unprotected, as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
-		return
+		r.failCause(err, codes.noKey, a, "the private key cannot be read", "give it unprotected, as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
+		return nil
 	}
 	r.pemWarnings(a, form)
-	certs, err := certificates(pemBlocks(s.Cert))
+	certs, err := certificates(pemBlocks(cert))
 	if err == nil && len(certs) > 0 && !samePublic(certs[0], key) {
-		r.fail("HPL01008E", a, "the client's key and certificate do not belong together", "give the key that the certificate was made for, and the client's certificate first")
+		r.fail(codes.mismatch, a, whose+" key and certificate do not belong together", "give the key that the certificate was made for, and "+whose+" certificate first")
 	}
+	return out
 }

@@ -16,10 +16,11 @@ type Plan struct {
 	TokensDecrypted int    // top-level and nested
 	TokensIgnored   int    // look like tokens, do not open, are not needed
 	Network         *Network
-	Syslog          *Syslog          // nil = no logging configured, and the policy allowed it
-	Volumes         []Volume         // document order of workload.volumes
-	Auths           []Auth           // sorted by host
-	CACerts         [][]byte         // PEM, further trust anchors for registries
+	Syslog          *Syslog  // nil = no logging configured, and the policy allowed it
+	Volumes         []Volume // document order of workload.volumes
+	Auths           []Auth   // sorted by host
+	CACerts         [][]byte // PEM, further trust anchors for registries
+	TLS             TLS
 	Env             []Var            // merged, sorted by name; not sent to the agent, whose services have theirs
 	Compose         *compose.Project // the pods of a play workload too
 	Digests         []Digest         // lines of the attestation record, in its order

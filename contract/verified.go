@@ -49,6 +49,9 @@ func (p *Plan) wipe() {
 	if p.Syslog != nil {
 		p.Syslog.Key.Wipe()
 	}
+	for _, id := range p.TLS.Identities {
+		id.Key.Wipe()
+	}
 	p.UserDataMasked.Wipe()
 	p.WorkloadDataDecrypted.Wipe()
 	p.Compose = nil

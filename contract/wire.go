@@ -32,6 +32,7 @@ type wirePlan struct {
 	Volumes         []wireVolume     `json:"volumes"`
 	Auths           []wireAuth       `json:"auths"`
 	CACerts         [][]byte         `json:"caCerts"`
+	TLS             wireTLS          `json:"tls"`
 	Compose         *compose.Project `json:"compose"`
 	Digests         []Digest         `json:"digests"`
 
@@ -51,6 +52,20 @@ type wireSyslog struct {
 	Host string `json:"host"`
 	Port int    `json:"port"`
 	CA   []byte `json:"ca"`
+	Cert []byte `json:"cert"`
+	Key  []byte `json:"key"`
+}
+
+type wireTLS struct {
+	Ingress    []Ingress      `json:"ingress"`
+	Egress     []Egress       `json:"egress"`
+	Identities []wireIdentity `json:"identities"`
+	Management *Management    `json:"management"`
+}
+
+type wireIdentity struct {
+	Name string `json:"name"`
+	Path string `json:"path"`
 	Cert []byte `json:"cert"`
 	Key  []byte `json:"key"`
 }
@@ -100,6 +115,10 @@ func (v *Verified) Encode(w io.Writer) error {
 	out.UserDataMasked, out.WorkloadDataDecrypted = f.userDataLen, f.workloadDataLen
 	if s := p.Syslog; s != nil {
 		out.Syslog = &wireSyslog{s.Host, s.Port, s.CA, s.Cert, s.Key.Bytes()}
+	}
+	out.TLS = wireTLS{p.TLS.Ingress, p.TLS.Egress, nil, p.TLS.Management}
+	for _, id := range p.TLS.Identities {
+		out.TLS.Identities = append(out.TLS.Identities, wireIdentity{id.Name, id.Path, id.Cert, id.Key.Bytes()})
 	}
 	for _, x := range p.Volumes {
 		wv := wireVolume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate,
@@ -179,6 +198,10 @@ func (in *wirePlan) plan() *Plan {
 	if s := in.Syslog; s != nil {
 		p.Syslog = &Syslog{s.Host, s.Port, s.CA, s.Cert, secret.New(s.Key)}
 	}
+	p.TLS = TLS{Ingress: in.TLS.Ingress, Egress: in.TLS.Egress, Management: in.TLS.Management}
+	for _, id := range in.TLS.Identities {
+		p.TLS.Identities = append(p.TLS.Identities, TLSIdentity{id.Name, id.Path, id.Cert, secret.New(id.Key)})
+	}
 	for _, x := range in.Volumes {
 		v := Volume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate,
 			Existing: x.Existing, Integrity: x.Integrity, MinGeneration: x.MinGeneration}
@@ -226,6 +249,9 @@ func (p *Plan) check() error {
 	}
 	if s := p.Syslog; s != nil && (!validHost(s.Host) || s.Port < 1 || s.Port > 65535) {
 		return errors.New("log target")
+	}
+	if err := p.TLS.check(); err != nil {
+		return err
 	}
 	mounts := map[string]bool{}
 	for _, v := range p.Volumes {

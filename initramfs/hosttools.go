@@ -82,6 +82,7 @@ var hostTools = []hostTool{
 	{"nft", "nftables", ""},
 	{"dnsmasq", "dnsmasq-base", ""},
 	{"curl", "curl", ""},
+	{"socat", "socat", ""},
 	{"virt-xml-validate", "libvirt-clients", ""},
 	{"xmllint", "libxml2-utils", ""}, // which virt-xml-validate calls
 }

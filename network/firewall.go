@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -19,6 +20,8 @@ const nftLimit = 10 * time.Second
 // ruleState is all that the rules depend on.
 type ruleState struct {
 	open      []uint16     // the agent's own TCP ports, for peers beyond the uplinks
+	ingress   []uint16     // likewise, of containers that are up
+	egress    []uint16     // TCP ports of every bridge's gateway, for its containers
 	local     []netip.Addr // the guest's IPv4 addresses on its uplinks
 	bridges   []bridgeRules
 	published []publishedPort
@@ -114,6 +117,9 @@ func ruleset(s ruleState) []chain {
 		for _, proto := range []byte{protoUDP, protoTCP} {
 			input = append(input, join(iif(b.name), saddr(b.subnet), daddr(hostPrefix(b.gateway)), dport(proto, portDNS), accept))
 		}
+		for _, port := range s.egress {
+			input = append(input, join(iif(b.name), saddr(b.subnet), daddr(hostPrefix(b.gateway)), dport(protoTCP, port), accept))
+		}
 		input = append(input, join(iif(b.name), drop))
 		forward = append(forward, join(iif(b.name), oif(b.name), accept))
 	}
@@ -128,7 +134,7 @@ func ruleset(s ruleState) []chain {
 			forward = append(forward, join(iif(b.name), saddr(b.subnet), accept))
 		}
 	}
-	for _, port := range s.open {
+	for _, port := range slices.Concat(s.open, s.ingress) {
 		input = append(input, join(dport(protoTCP, port), accept))
 	}
 	chains := []chain{

@@ -57,6 +57,9 @@ type Net struct {
 	rules    ruleState
 	projects []*Project
 	names    nameTable
+	relays   *relays
+	ingress  []Ingress
+	egress   []Egress
 	resolv   string // path of the resolv.conf that we keep, "" = none
 }
 
@@ -85,7 +88,7 @@ func start(log *slog.Logger) (*Net, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	n := &Net{log: log, cancel: func() {}}
+	n := &Net{log: log, cancel: func() {}, relays: newRelays(log)}
 	if err := n.apply(func(*ruleState) {}); err != nil {
 		return nil, hpl.Wrap(err, "HPL14001E", "", "the kernel refused the firewall; the image lacks the modules nf_tables and nft_ct")
 	}
@@ -286,6 +289,8 @@ func (n *Net) apply(change func(*ruleState)) error {
 func (n *Net) applyLocked(change func(*ruleState)) error {
 	next := ruleState{
 		open:      slices.Clone(n.rules.open),
+		ingress:   slices.Clone(n.rules.ingress),
+		egress:    n.rules.egress,
 		local:     slices.Clone(n.rules.local),
 		bridges:   slices.Clone(n.rules.bridges),
 		published: slices.Clone(n.rules.published),
@@ -310,7 +315,7 @@ func (n *Net) Close() error {
 	projects := slices.Clone(n.projects)
 	n.mu.Unlock()
 
-	var errs []error
+	errs := []error{n.relays.close()}
 	for _, p := range projects {
 		errs = append(errs, p.Close())
 	}

@@ -34,12 +34,13 @@ type BridgeOptions struct {
 // Project is one bridge with the containers on it, and a resolver on the
 // bridge's address. A compose project of several networks has several.
 type Project struct {
-	net     *Net
-	bridge  string
-	subnet  netip.Prefix
-	gateway netip.Addr
-	servers []*dns.Server
-	serving sync.WaitGroup
+	net       *Net
+	bridge    string
+	subnet    netip.Prefix
+	gateway   netip.Addr
+	servers   []*dns.Server
+	serving   sync.WaitGroup
+	listeners []net.Listener // of the egress endpoints; the relays close them too
 
 	mu        sync.Mutex
 	closed    bool
@@ -99,6 +100,7 @@ func (n *Net) NewBridge(o BridgeOptions) (_ *Project, err error) {
 	// Rules first: the bridge never exists without them.
 	if err := n.applyLocked(func(s *ruleState) {
 		s.bridges = append(s.bridges, bridgeRules{p.bridge, p.subnet, p.gateway, o.Internal})
+		s.egress = n.egressPorts()
 	}); err != nil {
 		return nil, err
 	}
@@ -106,6 +108,9 @@ func (n *Net) NewBridge(o BridgeOptions) (_ *Project, err error) {
 		return nil, err
 	}
 	if err := p.serveDNS(); err != nil {
+		return nil, err
+	}
+	if err := p.serveEgress(); err != nil {
 		return nil, err
 	}
 	n.projects = append(n.projects, p)
@@ -202,7 +207,7 @@ func (p *Project) Attach(id, netnsPath string, names []string, ports []Port) (ad
 		return addr, err
 	}
 	p.net.names.add(id, p, addr, names)
-	return addr, nil
+	return addr, p.net.refreshIngress()
 }
 
 // nextAddress goes round, so that an address is not reused at once.
@@ -369,6 +374,7 @@ func (p *Project) detach(id string) error {
 	delete(p.endpoints, id)
 	p.net.names.remove(id, p)
 	err := p.net.apply(func(s *ruleState) {
+		p.net.openIngress(s)
 		s.published = slices.DeleteFunc(s.published, func(o publishedPort) bool { return o.to.Addr() == e.addr })
 	})
 	if e.veth == "" {
@@ -390,6 +396,9 @@ func (p *Project) Close() error {
 		errs = append(errs, p.detach(id))
 	}
 	p.mu.Unlock()
+	for _, l := range p.listeners {
+		errs = append(errs, p.net.relays.drop(l))
+	}
 	// Before the lock: an answer under way may wait for it.
 	errs = append(errs, p.stopDNS())
 	n := p.net

@@ -172,7 +172,11 @@ func (p *Project) local(asking netip.Addr, q *dns.Msg) *dns.Msg {
 	header := func(t uint16) dns.RR_Header {
 		return dns.RR_Header{Name: question.Name, Rrtype: t, Class: dns.ClassINET, Ttl: localTTL}
 	}
-	if addrs, known := p.net.names.lookup(asking, name); known {
+	addrs, known := p.net.names.lookup(asking, name)
+	if !known && p.net.hasEgress(name) {
+		addrs, known = []netip.Addr{p.gateway}, true
+	}
+	if known {
 		for _, a := range addrs {
 			if question.Qtype == dns.TypeA {
 				m.Answer = append(m.Answer, &dns.A{Hdr: header(dns.TypeA), A: a.AsSlice()})

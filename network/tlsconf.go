@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"hpcr/agent/secret"
@@ -22,6 +23,8 @@ var (
 	ErrKeyType       = errors.New("unknown type of private key")
 	ErrKeyMismatch   = errors.New("the private key does not belong to the certificate")
 )
+
+var errServerName = errors.New("the client asks for another server name")
 
 // WeakPeerError says why a valid chain was refused all the same.
 type WeakPeerError struct{ Reason string }
@@ -52,6 +55,20 @@ const (
 //
 // The key stays the caller's to wipe; crypto/tls keeps a parsed copy.
 func ClientConfig(caPEM, certPEM []byte, key *secret.Secret, serverName string, now func() time.Time) (*tls.Config, error) {
+	c, err := ClientConfigAs(caPEM, nil, serverName, now)
+	if err != nil || certPEM == nil && key == nil {
+		return c, err
+	}
+	id, err := Identity(certPEM, key)
+	if err != nil {
+		return nil, err
+	}
+	return ClientConfigAs(caPEM, &id, serverName, now)
+}
+
+// ClientConfigAs is ClientConfig with an identity that was read before; nil =
+// none.
+func ClientConfigAs(caPEM []byte, id *tls.Certificate, serverName string, now func() time.Time) (*tls.Config, error) {
 	roots, err := ParseCertificates(caPEM)
 	if err != nil {
 		return nil, fmt.Errorf("server authority: %w", err)
@@ -61,16 +78,12 @@ func ClientConfig(caPEM, certPEM []byte, key *secret.Secret, serverName string, 
 	for _, r := range roots {
 		c.RootCAs.AddCert(r)
 	}
-	if certPEM == nil && key == nil {
+	if id == nil {
 		return c, nil
-	}
-	id, err := Identity(certPEM, key)
-	if err != nil {
-		return nil, err
 	}
 	// Shown whatever authorities the server lists: a refusal then says why,
 	// and a list without our intermediate authority does no harm.
-	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &id, nil }
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return id, nil }
 	return c, nil
 }
 
@@ -98,18 +111,23 @@ func RegistryConfig(rootsFile string, extra [][]byte, now func() time.Time) (*tl
 	return c, nil
 }
 
+// Certificate gives a listener's certificate at each handshake.
+type Certificate func() (*tls.Certificate, error)
+
 // ServerConfig is for the guest's own listeners: TLS 1.3 only, no session
-// tickets. With clientCA only clients of that authority get in.
-func ServerConfig(certPEM []byte, key *secret.Secret, clientCA []byte, now func() time.Time) (*tls.Config, error) {
-	id, err := Identity(certPEM, key)
-	if err != nil {
-		return nil, err
-	}
+// tickets. With clientCA only clients of that authority get in, with
+// serverName only those that ask for it (RFC 6066 §3).
+func ServerConfig(id Certificate, clientCA []byte, serverName string, now func() time.Time) (*tls.Config, error) {
 	c := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		Certificates:           []tls.Certificate{id},
 		SessionTicketsDisabled: true,
 		Time:                   now,
+		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if serverName != "" && !strings.EqualFold(h.ServerName, serverName) {
+				return nil, errServerName
+			}
+			return id()
+		},
 	}
 	if clientCA != nil {
 		authorities, err := ParseCertificates(clientCA)

@@ -49,6 +49,15 @@ func selfSigned(t *testing.T) (cert []byte, key *secret.Secret) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key
 }
 
+func fixed(t *testing.T, cert []byte, key *secret.Secret) Certificate {
+	t.Helper()
+	id, err := Identity(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() (*tls.Certificate, error) { return &id, nil }
+}
+
 // handshake runs over a socket pair: a pipe without a buffer would block alerts.
 func handshake(t *testing.T, client, server *tls.Config) (tls.ConnectionState, error) {
 	t.Helper()
@@ -87,7 +96,7 @@ func TestOwnEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := ServerConfig(cert, key, cert, nil)
+	server, err := ServerConfig(fixed(t, cert, key), cert, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +124,7 @@ func TestOwnEnds(t *testing.T) {
 // TestTimeFloor: certificates are judged by the clock that is handed in.
 func TestTimeFloor(t *testing.T) {
 	cert, key := selfSigned(t)
-	server, err := ServerConfig(cert, key, nil, nil)
+	server, err := ServerConfig(fixed(t, cert, key), nil, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +147,7 @@ func TestRegistryConfig(t *testing.T) {
 	if err := os.WriteFile(roots, system, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server, err := ServerConfig(extra, key, nil, nil)
+	server, err := ServerConfig(fixed(t, extra, key), nil, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -150,6 +150,13 @@ services:
 	n.text("registry password", lab.Registry.Password)
 	n.add("registry password", "basic", []byte(base64.StdEncoding.EncodeToString([]byte(lab.Registry.User+":"+lab.Registry.Password))))
 	n.key(t, "key of the log's client", lab.LogClient.Key)
+	id, err := lab.LogCA.Server("canaryid", "canary.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.key(t, "key of a TLS identity", id.Key)
+	c.Workload.XHPCR = map[string]any{"tls": map[string]any{"ingress": []any{map[string]any{"name": "site", "listen": 8443, "to": "canaryweb:8080", "identity": "canaryid"}}}}
+	c.Env.XHPCR = map[string]any{"tls": map[string]any{"identities": map[string]any{"canaryid": map[string]any{"cert": string(id.Cert), "key": string(id.Key)}}}}
 	image := n.key(t, "contract key", read(t, filepath.Join(lab.Keys, "contract.key")))
 	n.key(t, "attestation key", read(t, filepath.Join(lab.Keys, "attestation.key")))
 
@@ -184,7 +191,7 @@ services:
 	hits := d.Search(t, n.all)
 	agrees(t, table, "ready", hits)
 	// A search that finds nothing proves nothing: what is in use is found.
-	for _, kind := range []string{"key of a volume", "key of the log's client", "environment of a container"} {
+	for _, kind := range []string{"key of a volume", "key of the log's client", "key of a TLS identity", "environment of a container"} {
 		if !slices.ContainsFunc(hits, func(h scenario.Hit) bool { return h.Kind == kind }) {
 			t.Errorf("%s: not found at all, although it is in use", kind)
 		}

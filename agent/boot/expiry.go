@@ -18,6 +18,7 @@ type certificate struct {
 	valid    hpl.Code // "" = nothing to say while the end is far
 	ending   hpl.Code
 	ended    hpl.Code
+	plain    bool // an identity of the contract's: HPCR has no codes for it
 }
 
 // notice is what there is to say at a time; ok is false for nothing.
@@ -28,6 +29,10 @@ func (c certificate) notice(now time.Time) (e event.Event, ok bool) {
 		code, severity, end = c.ended, event.Warning, "has ended"
 	case c.schedule.Near(now):
 		code, severity = c.ending, event.Warning
+	}
+	if c.plain {
+		return event.Event{Time: now, ID: event.CertificateExpiry, Severity: severity,
+			Text: fmt.Sprintf("the %s certificate %s on %s", c.name, end, attest.ValidUntil(c.schedule.End))}, severity == event.Warning
 	}
 	text := hpl.Message(code, "", fmt.Sprintf("the %s certificate %s on %s", c.name, end, attest.ValidUntil(c.schedule.End)))
 	return event.Event{Time: now, ID: event.CertificateExpiry, Severity: severity, Text: text}, code != ""
@@ -56,7 +61,7 @@ func (c certificate) watch(ctx context.Context, clock func() time.Time, say even
 // guest runs.
 func (g *Guest) watchCertificates(ctx context.Context) {
 	if end := g.plan.SignerNotAfter; !end.IsZero() {
-		g.ends = append(g.ends, certificate{"signing", contract.SignerSchedule(end), "HPL12005I", "HPL12006W", "HPL12007W"})
+		g.ends = append(g.ends, certificate{name: "signing", schedule: contract.SignerSchedule(end), valid: "HPL12005I", ending: "HPL12006W", ended: "HPL12007W"})
 	}
 	for _, c := range g.ends {
 		go c.watch(ctx, g.now, g.Hub.Emit)

@@ -47,6 +47,7 @@ type Guest struct {
 	volumes []*disk.Volume
 	stop    func() // of the containerd daemon
 	work    *workload.Workload
+	tls     endpoints
 
 	mu         sync.Mutex
 	bootloader bool // HPCR's bootloader part is not over yet

@@ -27,6 +27,9 @@ func (g *Guest) signRecord(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := g.recordEndpoints(); err != nil {
+		return err
+	}
 	sum := sha256.Sum256(expiry)
 	g.record.Add(attest.Fact{Name: "certificate_expiry_date.json", SHA256: hex.EncodeToString(sum[:])})
 	text, err := g.record.Text()
@@ -94,7 +97,7 @@ func (g *Guest) certificates() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		g.ends = append(g.ends, certificate{c.key, contract.ImageSchedule(end), "", c.code, c.code})
+		g.ends = append(g.ends, certificate{name: c.key, schedule: contract.ImageSchedule(end), ending: c.code, ended: c.code})
 		ends[c.key] = end.UTC().Format(time.RFC3339)
 		g.record.Add(attest.Fact{Name: c.label, Text: attest.ValidUntil(end)})
 	}

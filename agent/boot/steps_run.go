@@ -133,6 +133,12 @@ func (g *Guest) startContainers(ctx context.Context) error {
 	if err := sandbox.LimitWorkload(); err != nil {
 		return err
 	}
+	if err := g.openEndpoints(); err != nil {
+		return err
+	}
+	if err := g.serveManagement(); err != nil {
+		return err
+	}
 	g.Console.Unit("hpcr-container", "Starting workload containers...")
 	if err := g.work.Start(ctx); err != nil {
 		// Containers hold the volumes that are closed before containerd is.

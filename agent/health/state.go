@@ -110,6 +110,9 @@ func (s *State) report(now time.Time) Report {
 	}
 }
 
+// Report is what /healthz says now.
+func (s *State) Report() Report { return s.report(time.Now()) }
+
 // admit takes one token of ten a second.
 func (s *State) admit(now time.Time) bool {
 	s.mu.Lock()

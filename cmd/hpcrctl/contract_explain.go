@@ -119,6 +119,19 @@ func printExplanation(out io.Writer, x *contract.Explanation) error {
 		row(where, "to "+p.Service+", port "+p.ContainerPort)
 	}
 	none(len(x.Ports))
+	if len(x.Endpoints) > 0 {
+		heading("TLS endpoints")
+	}
+	for _, e := range x.Endpoints {
+		what := fmt.Sprintf("%s, port %d, to %s", e.Kind, e.Listen, e.To)
+		switch {
+		case e.Authority != "":
+			what += ", for peers of the authority " + e.Authority
+		case e.Kind == "ingress":
+			what += ", for any client"
+		}
+		row(e.Name, what)
+	}
 	heading("Volumes")
 	for _, v := range x.Volumes {
 		what := "mount not seen"

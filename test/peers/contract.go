@@ -36,6 +36,7 @@ type Env struct {
 	Volumes map[string]EnvVolume `json:"volumes,omitempty"`
 	CACerts []map[string]string  `json:"cacerts,omitempty"`
 	Env     map[string]string    `json:"env,omitempty"`
+	XHPCR   map[string]any       `json:"x-hpcr,omitempty"`
 	// SigningKey is what 'hpcrctl contract sign' fills in.
 	SigningKey string `json:"signingKey,omitempty"`
 }
