@@ -23,7 +23,9 @@ var survivors = map[string]string{
 	`pods.go: r.fail(playCode, here.onto(d), "the file is not a Kubernetes resource", "keep files at the top of the archive that are not descriptors in a folder")`: "TestPodsOfAnArchive",
 	`process.go: r.capable`:                    "lint accepts what one version of the guest cannot do: TestWhatTheGuestCannotDo",
 	`runtime.go: r.unsupported(code, a, what)`: "the same",
-	`forms.go: r.failCause(err, "HPL05003E", r.top, "the contract cannot be written out", "remove unusual characters from it")`: "no text is known that the library reads and cannot write",
+	`tls.go: r.fail(schema, m.get("listen"), "an endpoint of workload.x-hpcr.tls.ingress listens on this port", "take another port")`: "TestEndpointsOfBothSections",
+	`tls.go: r.fail(schema, e.at.get("to"), "this service is on no network of the project", "remove its network_mode")`:               "TestEndpointsOfBothSections",
+	`forms.go: r.failCause(err, "HPL05003E", r.top, "the contract cannot be written out", "remove unusual characters from it")`:       "no text is known that the library reads and cannot write",
 }
 
 // harmless are methods of run and report that refuse nothing.

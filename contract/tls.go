@@ -237,11 +237,11 @@ func (r *run) tls() {
 		if e.listen == 53 {
 			r.fail(schema, e.at.get("listen"), "this is the port of the containers' resolver", "take another port")
 		}
+		r.egressName(e)
+		out.Identity = r.identity(e.at.get("identity"), used)
 		if a, ok := r.required(e.at, "authority"); ok {
 			out.CA = r.authority(a, used)
 		}
-		out.Identity = r.identity(e.at.get("identity"), used)
-		r.egressName(e)
 		r.plan.TLS.Egress = append(r.plan.TLS.Egress, out)
 	}
 	r.managementRules(used)
@@ -271,10 +271,10 @@ func (r *run) managementRules(used map[string]bool) {
 		out.Listen = r.port(l, 0)
 		r.freePort(l, out.Listen)
 	}
+	out.Identity = r.identity(m.get("identity"), used)
 	if a, ok := r.required(m, "clientAuthority"); ok {
 		out.ClientCA = r.authority(a, used)
 	}
-	out.Identity = r.identity(m.get("identity"), used)
 	for _, e := range r.ends.ingress {
 		if e.listen == out.Listen && out.Listen != 0 {
 			r.fail(schema, m.get("listen"), "an endpoint of workload.x-hpcr.tls.ingress listens on this port", "take another port")
@@ -289,20 +289,20 @@ func (r *run) managementRules(used map[string]bool) {
 // identity and authority resolve a name that a section gives. Where env was
 // not looked at, there is nothing to say.
 func (r *run) identity(a at, used map[string]bool) string {
-	if !r.named(a, r.ends.identities, "identities", used) {
+	if !r.lookUp(a, r.ends.identities, "identities", used) {
 		return ""
 	}
 	return a.text()
 }
 
 func (r *run) authority(a at, used map[string]bool) []byte {
-	if !r.named(a, r.ends.authorities, "authorities", used) {
+	if !r.lookUp(a, r.ends.authorities, "authorities", used) {
 		return nil
 	}
 	return r.ends.cas[a.text()]
 }
 
-func (r *run) named(a, among at, kind string, used map[string]bool) bool {
+func (r *run) lookUp(a, among at, kind string, used map[string]bool) bool {
 	if !a.present() || !r.ends.envSeen {
 		return false
 	}

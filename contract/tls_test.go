@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"hpcr/agent/hpl"
 )
 
 const (
@@ -118,6 +120,20 @@ play:
 	for _, i := range v.Plan().TLS.Ingress {
 		if i.Service != v.Plan().Compose.Services[0].Name {
 			t.Errorf("%s goes to %s", i.Name, i.Service)
+		}
+	}
+}
+
+// What only the two sections together, or the archive, can get wrong.
+func TestEndpointsOfBothSections(t *testing.T) {
+	host := withCompose(t, "docker-compose.yml", "services:\n  web: {image: 'x@sha256:"+strings.Repeat("b", 64)+"', network_mode: host}\n")
+	host["workload"] = strings.Replace(host["workload"], "type: workload\n", "type: workload\nx-hpcr: {tls: {ingress: [{name: a, listen: 443, to: 'web:80'}]}}\n", 1)
+	port := withEndpoints(t)
+	port["env"] = strings.Replace(port["env"], "listen: 9443", "listen: 8444", 1)
+	for path, s := range map[string]map[string]string{"/workload/x-hpcr/tls/ingress/0/to": host, "/env/x-hpcr/management/listen": port} {
+		_, err := runSections(t, s, false).verdict()
+		if e := hpl.From(err); err == nil || e.Code != schema || e.Path != path {
+			t.Errorf("%v, want %s at %s", err, schema, path)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func serve(t *testing.T, c command) answer {
 	}
 	unix.Sync()
 	err = errors.Join(err, v.Check()) // its data changed, its header did not
-	if err = errors.Join(err, ferr, CloseAll(context.Background())); err != nil {
+	if err = errors.Join(err, ferr, CloseAll(context.Background(), time.Second)); err != nil {
 		a.Error = err.Error()
 	}
 	return a

@@ -165,7 +165,7 @@ func TestTokenIsNamed(t *testing.T) {
 	for _, id := range []string{"0", "5"} {
 		m := foreignDisk(t)
 		rewrite(t, m, swap(`"tokens":{`, `"tokens":{"`+id+`":{"type":"systemd-tpm2","keyslots":["0"]}`))
-		if im, err := Read(m, int64(len(m.b))); err != nil || !errors.Is(im.Reason(), errToken) {
+		if im, err := Read(m, m.size); err != nil || !errors.Is(im.Reason(), errToken) {
 			t.Errorf("token %s: %v, %v", id, im.Reason(), err)
 		}
 	}
