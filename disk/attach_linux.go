@@ -301,6 +301,11 @@ func (op *opener) openForeign(ctx context.Context, s Spec, v *Volume, d *found, 
 			if err != nil {
 				return err
 			}
+		} else if len(s.Previous) > 0 {
+			// A roll to these seeds may have been cut off before its end.
+			if err := d.content.Image.Tidy(dev); err != nil {
+				return hpl.Wrap(err, "HPL02125E", s.Path, "the key slot of the previous seeds cannot be wiped")
+			}
 		}
 		if dev.size, err = op.grow(s, d, f); err != nil {
 			return err

@@ -71,6 +71,7 @@ type volumeFacts struct {
 	Profile    int    `json:"profile"`
 	Generation uint64 `json:"generation"`
 	Sealed     bool   `json:"sealed"`
+	Verified   bool   `json:"verified"` // the seal holds, and so does the generation
 	Reason     string `json:"reason,omitempty"`
 }
 
@@ -104,39 +105,91 @@ var kindText = map[string]string{
 
 func newVolumeInspectCmd() *cobra.Command {
 	var asJSON bool
+	var passFile, name string
 	cmd := &cobra.Command{
-		Use:   "inspect DISK",
+		Use:   "inspect DISK [--passphrase-file F --volume NAME]",
 		Short: "Say what is on a disk or a disk image, as a guest would see it",
-		Long: `Reads headers only, and writes nothing. No passphrase is needed, so what the
-header says of itself is shown as it stands: the host may have put back an
-older one, generation and all. hpcrctl volume check proves it.
+		Long: `Reads headers only, and writes nothing. Without a passphrase the generation is
+what the header says of itself: whoever can write to the disk can write another
+one. With it, the seal is checked first, and the generation is what the guest
+sealed; a minGeneration of a contract should come from there, or from its log.
+A whole disk put back to an earlier state has an earlier generation, and a seal
+that holds.
 
   hpcrctl volume inspect data.img
-  hpcrctl volume inspect --json /dev/vdb`,
+  hpcrctl volume inspect --json /dev/vdb
+  hpcrctl volume inspect data.img --passphrase-file pass --volume data
+
+Exit status: 0 inspected; 1 the volume does not open with this passphrase, or
+its seal does not hold; 2 the disk cannot be read.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if (passFile == "") != (name == "") {
+				return errTogether
+			}
 			d, err := openDisk(args[0], os.O_RDONLY)
 			if err != nil {
 				return err
 			}
 			defer d.Close()
 			v := d.facts()
+			var verdict error
+			if passFile != "" {
+				if verdict, err = v.verify(cmd, d, passFile, name); err != nil {
+					return err
+				}
+			}
 			if asJSON {
-				return emitJSON(cmd, v)
+				err = emitJSON(cmd, v)
+			} else {
+				err = v.print(cmd.OutOrStdout())
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), kindText[v.Kind])
-			if v.Reason != "" {
-				fmt.Fprintf(cmd.OutOrStdout(), "reason      %s\n", v.Reason)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "kind        %s\nlayout      %s\n", v.Kind, v.Layout)
-			if v.Profile > 0 {
-				fmt.Fprintf(cmd.OutOrStdout(), "profile     %d\ngeneration  %d\n", v.Profile, v.Generation)
-			}
-			return nil
+			return errors.Join(err, verdict)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	addSecretFlags(cmd, &passFile, &name)
 	return cmd
+}
+
+// verify has the volume's seal stand for the generation. verdict says why it
+// does not; err is one of the passphrase's file.
+func (v *volumeFacts) verify(cmd *cobra.Command, d *openedDisk, passFile, name string) (verdict, err error) {
+	pass, err := readSeed(cmd, passFile)
+	if err != nil {
+		return nil, err
+	}
+	defer pass.Wipe()
+	if !d.Openable() {
+		return errors.New("there is no volume that a guest would open: no passphrase was tried"), nil
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), deriving)
+	if d.Kind == disk.ForeignLUKS {
+		return d.Image.Opens(pass), nil // without a seal there is no generation
+	}
+	o, verdict := d.Image.Unlock(cmd.Context(), pass, name)
+	if verdict == nil {
+		o.Key.Wipe()
+		v.Generation, v.Verified = o.Generation, true
+	}
+	return verdict, nil
+}
+
+func (v *volumeFacts) print(w io.Writer) error {
+	text := kindText[v.Kind] + "\n"
+	if v.Reason != "" {
+		text += fmt.Sprintf("reason      %s\n", v.Reason)
+	}
+	text += fmt.Sprintf("kind        %s\nlayout      %s\n", v.Kind, v.Layout)
+	if v.Profile > 0 {
+		origin := "not verified: what the header says; give --passphrase-file and --volume"
+		if v.Verified {
+			origin = "verified: the seal holds"
+		}
+		text += fmt.Sprintf("profile     %d\ngeneration  %d (%s)\n", v.Profile, v.Generation, origin)
+	}
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 // volumeCheck is what check prints.
@@ -174,7 +227,7 @@ Exit status: 0 all checks hold; 1 one does not; 2 the disk cannot be read.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (passFile == "") != (name == "") {
-				return usage("give --passphrase-file and --volume together: the seal binds the volume's name")
+				return errTogether
 			}
 			d, err := openDisk(args[0], os.O_RDONLY)
 			if err != nil {
@@ -183,13 +236,13 @@ Exit status: 0 all checks hold; 1 one does not; 2 the disk cannot be read.`,
 			defer d.Close()
 			c := &volumeCheck{OK: true, volumeFacts: d.facts()}
 			c.header(d)
-			if passFile != "" && c.OK {
+			if passFile != "" && d.Openable() {
 				pass, err := readSeed(cmd, passFile)
 				if err != nil {
 					return err
 				}
 				defer pass.Wipe()
-				fmt.Fprintln(cmd.ErrOrStderr(), "deriving the key: this takes a second or more")
+				fmt.Fprintln(cmd.ErrOrStderr(), deriving)
 				c.secrets(cmd.Context(), d, pass, name)
 			}
 			if asJSON {
@@ -211,6 +264,10 @@ Exit status: 0 all checks hold; 1 one does not; 2 the disk cannot be read.`,
 	addSecretFlags(cmd, &passFile, &name)
 	return cmd
 }
+
+var errTogether = usage("give --passphrase-file and --volume together: the seal binds the volume's name")
+
+const deriving = "deriving the key: this takes a second or more for each key slot"
 
 func addSecretFlags(cmd *cobra.Command, passFile, name *string) {
 	cmd.Flags().StringVar(passFile, "passphrase-file", "", "file with the volume's passphrase, as hpcrctl volume passphrase prints it (- = standard input)")
@@ -237,6 +294,9 @@ func (c *volumeCheck) secrets(ctx context.Context, d *openedDisk, pass *secret.S
 			c.add("passphrase", true, "A key slot opens. A volume of another make has no seal.")
 		case errors.Is(err, luks2.ErrPassphrase):
 			c.add("passphrase", false, wrong)
+		case errors.Is(err, luks2.ErrSeal):
+			c.add("passphrase", true, "A key slot opens.")
+			c.add("seal", false, "The seal was taken off this volume, and a guest refuses it. If you did that yourself, run hpcrctl volume reseal.")
 		default:
 			c.add("passphrase", false, "The passphrase could not be tried: "+err.Error()+".")
 		}
@@ -258,6 +318,9 @@ func (c *volumeCheck) secrets(ctx context.Context, d *openedDisk, pass *secret.S
 	}
 }
 
+// resealCost is what a guest's default policy uses.
+var resealCost = luks2.KDF{MemoryKiB: 256 << 10, Time: 4, Parallel: 2}
+
 func newVolumeResealCmd() *cobra.Command {
 	var asJSON bool
 	var passFile, name string
@@ -272,6 +335,11 @@ The key slot that the passphrase opens stays, as the only one: a guest's volume
 has one key slot. Others are removed; keep a luksHeaderBackup if you need them.
 Only a volume that an hpcr guest made is ever written to, and power may fail
 at any moment of it.
+
+Where the sealed key slot is still there (after luksAddKey, config --label), the
+last seal is checked first, and the generation is one more than what it proves.
+Where it is not (luksChangeKey, luksConvertKey), the generation is one more than
+what the header says of itself, and you are told so.
 
   hpcrctl volume reseal data.img --passphrase-file pass --volume data`,
 		Args: cobra.ExactArgs(1),
@@ -293,18 +361,21 @@ at any moment of it.
 			if d.Size == 0 || before.Kind == "blank" || d.Kind == disk.Interrupted && d.Image.Resumable() {
 				return fmt.Errorf("there is no volume on this disk: %s", kindText[before.Kind])
 			}
-			fmt.Fprintln(cmd.ErrOrStderr(), "deriving the key: this takes a second or more for each key slot")
-			// The cost is what a guest's default policy uses.
-			r, err := luks2.Reseal(d.volume(), d.Size, pass, name, luks2.KDF{MemoryKiB: 256 << 10, Time: 4, Parallel: 2})
+			fmt.Fprintln(cmd.ErrOrStderr(), deriving)
+			r, err := luks2.Reseal(d.volume(), d.Size, pass, name, resealCost)
 			if err != nil {
 				return err
 			}
+			if !r.Proven {
+				fmt.Fprintf(cmd.ErrOrStderr(), "nothing proves the generation any more, %d is one more than the header said: compare it with the last one in the guest's log\n", r.Generation)
+			}
 			if asJSON {
-				return emitJSON(cmd, map[string]any{"generation": r.Generation, "slot": r.Slot, "removed": r.Dropped, "rederived": r.Rederived})
+				return emitJSON(cmd, map[string]any{"generation": r.Generation, "proven": r.Proven, "slot": r.Slot, "removed": r.Dropped, "rederived": r.Rederived})
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "sealed volume %q at generation %d; kept key slot %d, removed %d\n", name, r.Generation, r.Slot, r.Dropped)
 			if r.Rederived {
-				fmt.Fprintln(cmd.ErrOrStderr(), "the key slot was written anew with argon2id, 256 MiB, 4 passes: cryptsetup's settings were not a guest's")
+				fmt.Fprintf(cmd.ErrOrStderr(), "the key slot was written anew with argon2id, %d MiB, %d passes: cryptsetup's settings were not a guest's\n",
+					resealCost.MemoryKiB>>10, resealCost.Time)
 			}
 			return nil
 		},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -19,8 +20,9 @@ import (
 const (
 	volumePass = "222441d3613b9ef531133f2a42bcb10eb21bbdf0827e69aed770aea0f3365780"
 	mib        = 1 << 20
-	diskSize   = 160 * mib
+	diskSize   = 122 * mib
 	dataAt     = 101 * mib // where a guest puts partition 2
+	dataSize   = 18 * mib
 )
 
 var cheap = luks2.KDF{MemoryKiB: 32 << 10, Time: 4, Parallel: 1}
@@ -42,16 +44,16 @@ func tool(t *testing.T, stdin string, args ...string) string {
 func guestDisk(t *testing.T) string {
 	t.Helper()
 	once.Do(func() {
-		b, err := os.ReadFile(makeGuestDisk(t, "data"))
-		if err != nil {
+		f, err := os.Open(makeGuestDisk(t, "data"))
+		if err == nil {
+			made, err = io.ReadAll(f)
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
 			t.Fatal(err)
 		}
-		made = b
 	})
 	img := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(img, made, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	sparse(t, img, made)
 	return img
 }
 
@@ -59,6 +61,28 @@ var (
 	once sync.Once
 	made []byte
 )
+
+// sparse writes a file in which zeros take no room.
+func sparse(t *testing.T, name string, b []byte) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(int64(len(b))); err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < len(b); at += mib {
+		part := b[at:min(at+mib, len(b))]
+		if bytes.Count(part, []byte{0}) == len(part) {
+			continue
+		}
+		if _, err := f.WriteAt(part, int64(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // makeGuestDisk is a disk as a guest makes it, its partition table by sgdisk.
 func makeGuestDisk(t *testing.T, name string) string {
@@ -72,10 +96,10 @@ func makeGuestDisk(t *testing.T, name string) string {
 	if err := f.Truncate(diskSize); err != nil {
 		t.Fatal(err)
 	}
-	tool(t, "", "sgdisk", "-n", "1:1M:+100M", "-c", "1:metadata", "-n", "2:101M:+58M", "-c", "2:data", "-t", "2:8309", img)
-	d := section{io.NewSectionReader(f, dataAt, 58*mib), f, dataAt}
+	tool(t, "", "sgdisk", "-n", "1:1M:+100M", "-c", "1:metadata", "-n", "2:101M:+18M", "-c", "2:data", "-t", "2:8309", img)
+	d := section{io.NewSectionReader(f, dataAt, dataSize), f, dataAt}
 	pass := secret.FromString(volumePass)
-	o, err := luks2.Format(d, 58*mib, luks2.FormatOptions{Passphrase: pass, Name: name, KDF: cheap})
+	o, err := luks2.Format(d, dataSize, luks2.FormatOptions{Passphrase: pass, Name: name, KDF: cheap})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,30 +113,27 @@ func makeGuestDisk(t *testing.T, name string) string {
 // partition, which is put back.
 func visit(t *testing.T, img string, args ...string) {
 	t.Helper()
-	dir := t.TempDir()
-	part := filepath.Join(dir, "part")
+	part := filepath.Join(t.TempDir(), "part")
 	whole, err := os.ReadFile(img)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for f, b := range map[string][]byte{"part": whole[dataAt : dataAt+58*mib], "pass": []byte(volumePass), "second": []byte("the owner's second key")} {
-		if err := os.WriteFile(filepath.Join(dir, f), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
+	sparse(t, part, whole[dataAt:dataAt+dataSize])
+	names := strings.NewReplacer("PART", part, "PASS", write(t, volumePass), "SECOND", write(t, secondPass), "BACKUP", img+".backup")
+	real := []string{"cryptsetup", "-q"}
+	for _, a := range args {
+		real = append(real, names.Replace(a))
 	}
-	for i, a := range args {
-		args[i] = strings.NewReplacer("PART", part, "PASS", filepath.Join(dir, "pass"), "SECOND", filepath.Join(dir, "second")).Replace(a)
-	}
-	tool(t, "", append([]string{"cryptsetup", "-q"}, args...)...)
+	tool(t, "", real...)
 	back, err := os.ReadFile(part)
 	if err != nil {
 		t.Fatal(err)
 	}
 	copy(whole[dataAt:], back)
-	if err := os.WriteFile(img, whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	sparse(t, img, whole)
 }
+
+const secondPass = "the owner's second key"
 
 func inspect(t *testing.T, img string) volumeFacts {
 	t.Helper()
@@ -123,7 +144,19 @@ func inspect(t *testing.T, img string) volumeFacts {
 	return v
 }
 
+// lose takes the primary header away.
+func lose(t *testing.T, img string) {
+	t.Helper()
+	b, err := os.ReadFile(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(b[dataAt : dataAt+16384])
+	sparse(t, img, b)
+}
+
 func TestVolumeInspect(t *testing.T) {
+	t.Parallel()
 	sized := func(size int64) string {
 		f := filepath.Join(t.TempDir(), "disk")
 		if err := os.WriteFile(f, nil, 0o600); err != nil {
@@ -148,14 +181,7 @@ func TestVolumeInspect(t *testing.T) {
 		return f
 	}
 	torn := guestDisk(t)
-	b, err := os.ReadFile(torn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	clear(b[dataAt : dataAt+16384])
-	if err := os.WriteFile(torn, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	lose(t, torn)
 	for name, tt := range map[string]struct {
 		img  string
 		want volumeFacts
@@ -185,82 +211,69 @@ func TestVolumeInspect(t *testing.T) {
 	}
 }
 
-// After each thing that an owner may do with cryptsetup the guest refuses the
-// volume (inspect says unknown), until reseal.
-func TestVolumeReseal(t *testing.T) {
-	pass := filepath.Join(t.TempDir(), "pass")
-	if err := os.WriteFile(pass, []byte(volumePass+"\n"), 0o600); err != nil {
+// The generation that inspect shows is the host's word, until a passphrase has
+// the seal stand for it.
+func TestVolumeInspectVerifies(t *testing.T) {
+	t.Parallel()
+	pass, wrong := write(t, volumePass), write(t, "not it")
+	img, forged := guestDisk(t), guestDisk(t)
+	b, err := os.ReadFile(forged)
+	if err != nil {
 		t.Fatal(err)
 	}
-	second := filepath.Join(t.TempDir(), "second")
-	if err := os.WriteFile(second, []byte("the owner's second key"), 0o600); err != nil {
-		t.Fatal(err)
+	for _, at := range []int{dataAt, dataAt + 16384} { // sequence number and seal say 9, the checksum holds
+		h := b[at : at+16384]
+		h[23] = 9
+		copy(h, bytes.Replace(h, []byte(`"generation":"2"`), []byte(`"generation":"9"`), 1))
+		clear(h[448:512])
+		sum := sha256.Sum256(h)
+		copy(h[448:], sum[:])
 	}
-	cheapArgs := []string{"--pbkdf-memory", "32768", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1"}
-	for name, tt := range map[string]struct {
-		visits [][]string
-		pass   string // that opens afterwards
-	}{
-		"a second key":          {[][]string{append([]string{"luksAddKey", "--key-file", "PASS", "PART", "SECOND"}, cheapArgs...)}, pass},
-		"only the second key":   {[][]string{append([]string{"luksAddKey", "--key-file", "PASS", "PART", "SECOND"}, cheapArgs...), {"luksRemoveKey", "PART", "PASS"}}, second},
-		"the key is changed":    {[][]string{append([]string{"luksChangeKey", "--key-file", "PASS", "PART", "SECOND"}, cheapArgs...)}, second},
-		"another derivation":    {[][]string{{"luksConvertKey", "--key-file", "PASS", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "PART"}}, pass},
-		"a second weak key":     {[][]string{{"luksAddKey", "--key-file", "PASS", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "PART", "SECOND"}}, second},
-		"the seal is taken off": {[][]string{{"token", "remove", "--token-id", "0", "PART"}}, pass},
-		"a label":               {[][]string{{"config", "--label", "mine", "PART"}}, pass},
+	sparse(t, forged, b)
+	if v := inspect(t, forged); v.Generation != 9 || v.Verified {
+		t.Errorf("without a passphrase: %+v", v)
+	}
+	if out := ok(t, "", "volume", "inspect", img); !strings.Contains(out, "2 (not verified") {
+		t.Errorf("without a passphrase: %s", out)
+	}
+	if out := ok(t, "", "volume", "inspect", img, "--passphrase-file", pass, "--volume", "data"); !strings.Contains(out, "2 (verified") {
+		t.Errorf("with it: %s", out)
+	}
+	for name, tt := range map[string]struct{ img, pass, volume, says string }{
+		"a forged generation":   {forged, pass, "data", "seal"},
+		"a wrong passphrase":    {img, wrong, "data", "no key slot"},
+		"another volume's name": {img, pass, "logs", "seal"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			img := guestDisk(t)
-			for _, v := range tt.visits {
-				visit(t, img, v...)
-			}
-			if r := hpcrctl(t, "", "volume", "check", img); r.code != 1 && name != "the seal is taken off" {
-				t.Errorf("before: %+v", r)
-			}
-			ok(t, "", "volume", "reseal", img, "--passphrase-file", tt.pass, "--volume", "data")
-			v := inspect(t, img)
-			if v.Kind != "ours" || !v.Sealed || v.Generation < 3 {
-				t.Errorf("after: %+v", v)
-			}
-			var c volumeCheck
-			out := ok(t, "", "volume", "check", "--json", img, "--passphrase-file", tt.pass, "--volume", "data")
-			if err := json.Unmarshal([]byte(out), &c); err != nil || !c.OK || len(c.Checks) != 4 {
-				t.Errorf("%v: %s", err, out)
-			}
-			// cryptsetup still opens it, and its visit changes nothing.
-			before, err := os.ReadFile(img)
-			if err != nil {
-				t.Fatal(err)
-			}
-			file := "PASS"
-			if tt.pass == second {
-				file = "SECOND"
-			}
-			visit(t, img, "open", "--test-passphrase", "--key-file", file, "PART")
-			if after, err := os.ReadFile(img); err != nil || !bytes.Equal(before, after) {
-				t.Errorf("cryptsetup mends something: %v", err)
-			}
-		})
+		r := hpcrctl(t, "", "volume", "inspect", "--json", tt.img, "--passphrase-file", tt.pass, "--volume", tt.volume)
+		var v volumeFacts
+		if err := json.Unmarshal([]byte(r.stdout), &v); err != nil || r.code != 1 || v.Verified || !strings.Contains(r.stderr, tt.says) {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+	if r := hpcrctl(t, "", "volume", "inspect", img, "--volume", "data"); r.code != 2 {
+		t.Errorf("half the flags: %+v", r)
 	}
 }
 
 func TestVolumeCheckAndResealRefuse(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
-	pass, wrong, foreign := filepath.Join(dir, "pass"), filepath.Join(dir, "wrong"), filepath.Join(dir, "foreign")
-	for f, text := range map[string]string{pass: volumePass, wrong: "not it", foreign: ""} {
-		if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+	pass, wrong := write(t, volumePass), write(t, "not it")
+	luks := func(kind string) string {
+		f := filepath.Join(dir, kind)
+		sparse(t, f, make([]byte, 40*mib))
+		args := []string{"cryptsetup", "luksFormat", "-q", "--type", kind, "--pbkdf-force-iterations", "1000", "--key-file", pass, f}
+		if kind == "luks2" {
+			args = append(args, "--pbkdf", "pbkdf2")
 		}
+		tool(t, "", args...)
+		return f
 	}
-	if err := os.Truncate(foreign, 40*mib); err != nil {
-		t.Fatal(err)
-	}
-	blank := filepath.Join(dir, "blank")
-	if err := os.WriteFile(blank, make([]byte, 4*mib), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	tool(t, "", "cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", pass, foreign)
-	ours := guestDisk(t)
+	foreign, old, blank := luks("luks2"), luks("luks1"), filepath.Join(dir, "blank")
+	sparse(t, blank, make([]byte, 4*mib))
+	ours, stripped, torn := guestDisk(t), guestDisk(t), guestDisk(t)
+	visit(t, stripped, "token", "remove", "--token-id", "0", "PART")
+	lose(t, torn)
 	for name, tt := range map[string]struct {
 		args []string
 		code int
@@ -270,6 +283,11 @@ func TestVolumeCheckAndResealRefuse(t *testing.T) {
 		"check with a wrong passphrase":  {[]string{"check", ours, "--passphrase-file", wrong, "--volume", "data"}, 1, "No key slot opens"},
 		"check of a foreign volume":      {[]string{"check", foreign, "--passphrase-file", pass, "--volume", "data"}, 0, "no seal"},
 		"a foreign one, wrong":           {[]string{"check", foreign, "--passphrase-file", wrong, "--volume", "data"}, 1, "No key slot opens"},
+		"check of LUKS1":                 {[]string{"check", old, "--passphrase-file", pass, "--volume", "data"}, 0, "no seal"},
+		"check of LUKS1, wrong":          {[]string{"check", old, "--passphrase-file", wrong, "--volume", "data"}, 1, "No key slot opens"},
+		"the seal was taken off":         {[]string{"check", stripped, "--passphrase-file", pass, "--volume", "data"}, 1, "taken off"},
+		"one copy lost":                  {[]string{"check", torn, "--passphrase-file", pass, "--volume", "data"}, 1, "The seal holds"},
+		"one copy lost, another volume":  {[]string{"check", torn, "--passphrase-file", pass, "--volume", "logs"}, 1, "another volume's disk"},
 		"check of nothing":               {[]string{"check", blank}, 1, "empty"},
 		"check, half the flags":          {[]string{"check", ours, "--volume", "data"}, 2, "together"},
 		"reseal without a name":          {[]string{"reseal", ours, "--passphrase-file", pass}, 2, "owner"},
@@ -279,26 +297,24 @@ func TestVolumeCheckAndResealRefuse(t *testing.T) {
 		"no such disk":                   {[]string{"check", filepath.Join(dir, "none")}, 2, "no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := sums(t, ours, foreign, blank)
+			before := content(t, tt.args[1])
 			r := hpcrctl(t, "", append([]string{"volume"}, tt.args...)...)
 			if r.code != tt.code || !strings.Contains(r.stdout+r.stderr, tt.says) {
 				t.Errorf("%+v", r)
 			}
-			if sums(t, ours, foreign, blank) != before {
-				t.Error("a disk was written to")
+			if !bytes.Equal(content(t, tt.args[1]), before) {
+				t.Error("the disk was written to")
 			}
 		})
 	}
 }
 
-func sums(t *testing.T, files ...string) (all [3][32]byte) {
+// content is a disk's; nil if there is none.
+func content(t *testing.T, name string) []byte {
 	t.Helper()
-	for i, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all[i] = sha256.Sum256(b)
+	b, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
 	}
-	return all
+	return b
 }

@@ -37,7 +37,7 @@ func rewrite(t testing.TB, m *memory, change func(string) string) {
 // material opens nothing: the gate comes before that.
 func foreignDisk(t testing.TB) *memory {
 	t.Helper()
-	m := &memory{b: make([]byte, 20<<20)}
+	m := &memory{b: make([]byte, dataOffset), size: 20 << 20}
 	meta := &metadata{
 		slots: []keyslot{
 			{id: 0, area: region{32768, areaSize(false)}, afHash: "sha256", priority: -1, kdf: kdf{kind: "argon2id", cost: cheap, salt: random(saltSize)}},
@@ -132,13 +132,13 @@ func TestGateRefuses(t *testing.T) {
 	ours, _ := formatted(t)
 	for name, attack := range tests {
 		for make, disk := range map[string]func(testing.TB) *memory{
-			"ours":    func(testing.TB) *memory { return &memory{b: bytes.Clone(ours.b)} },
+			"ours":    func(testing.TB) *memory { return ours.clone() },
 			"foreign": foreignDisk,
 		} {
 			t.Run(name+", "+make, func(t *testing.T) {
 				m := disk(t)
 				rewrite(t, m, attack)
-				im, err := Read(m, int64(len(m.b)))
+				im, err := Read(m, m.size)
 				if err != nil || im.Kind() != Refused || im.Reason() == nil {
 					t.Fatalf("kind %s, %v", im.Kind(), err)
 				}
@@ -161,7 +161,7 @@ func cutField(s, name, value string) string {
 
 func TestForeignAccepted(t *testing.T) {
 	m := foreignDisk(t)
-	im, err := Read(m, int64(len(m.b)))
+	im, err := Read(m, m.size)
 	if err != nil || im.Kind() != ForeignLUKS {
 		t.Fatalf("%s %v %v", im.Kind(), im.Reason(), err)
 	}
@@ -189,7 +189,7 @@ func TestBinaryHeaderRefused(t *testing.T) {
 	clean, _ := formatted(t)
 	for name, attack := range tests {
 		t.Run(name, func(t *testing.T) {
-			m := &memory{b: bytes.Clone(clean.b)}
+			m := clean.clone()
 			attack(m.b)
 			sumRest := m.b[posChecksum+40]
 			reseat(m.b)
@@ -278,7 +278,7 @@ func reseatKeeping(b []byte, at int) {
 func TestPowerCut(t *testing.T) {
 	for _, torn := range []int{0, 512, 4096 + 300} {
 		for n := 1; ; n++ {
-			m := &cutting{memory: memory{b: make([]byte, testSize)}, left: n, torn: torn}
+			m := &cutting{memory: *blankDisk(), left: n, torn: torn}
 			err := Mark(m)
 			var o *Opened
 			if err == nil {
@@ -378,7 +378,7 @@ func TestKDFBounds(t *testing.T) {
 			if tt.ok {
 				return
 			}
-			if _, err := Format(&memory{b: make([]byte, testSize)}, testSize, FormatOptions{Passphrase: pass("x"), KDF: tt.k}); err == nil {
+			if _, err := Format(blankDisk(), testSize, FormatOptions{Passphrase: pass("x"), KDF: tt.k}); err == nil {
 				t.Error("formatted")
 			}
 		})

@@ -35,7 +35,7 @@ func (im *Image) Foreign() (*Foreign, error) {
 		f.Version, f.Sections = 2, []Section{{0, h.encode()}}
 		f.DataOffset, f.SectorSize = h.meta.dataOffset, h.meta.sectorSize
 		for _, s := range h.meta.slots {
-			if s.priority != 0 { // 0: its owner asked not to use it
+			if !s.unused() {
 				f.Slots = append(f.Slots, s.id)
 			}
 		}

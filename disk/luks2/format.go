@@ -2,6 +2,7 @@ package luks2
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ type FormatOptions struct {
 	Passphrase *secret.Secret // borrowed
 	Name       string         // the volume's name in the contract; bound by the seal, not stored
 	KDF        KDF
-	Integrity  bool // each sector gets a tag; 4 KiB sectors
+	Integrity  bool // each sector gets a tag
 }
 
 // MinSize is the smallest device that Format takes.
@@ -47,10 +48,7 @@ func Format(dev Device, size int64, o FormatOptions) (*Opened, error) {
 	key := make([]byte, volumeKeySize(o.Integrity))
 	rand.Read(key)
 	mark(key)
-	op := &Opened{Key: secret.New(key), DataOffset: dataOffset, SectorSize: 4096, Integrity: o.Integrity, areas: map[region][]byte{}}
-	if size%4096 != 0 && !o.Integrity {
-		op.SectorSize = 512
-	}
+	op := &Opened{Key: secret.New(key), DataOffset: dataOffset, SectorSize: sectorSize, Integrity: o.Integrity, areas: map[region][]byte{}}
 	if err := op.create(dev, o); err != nil {
 		op.Key.Wipe()
 		return nil, err
@@ -61,7 +59,7 @@ func Format(dev Device, size int64, o FormatOptions) (*Opened, error) {
 func (op *Opened) create(dev Device, o FormatOptions) error {
 	d := digest{hash: "sha256", iterations: digestRounds, salt: random(saltSize)}
 	var err error
-	if d.value, err = d.compute(op.Key.Bytes()); err != nil {
+	if d.value, err = d.compute(op.Key.Bytes(), sha256.Size); err != nil {
 		return fmt.Errorf("digest: %w", err)
 	}
 	s, area, err := newSlot(0, slotStart, op.Key, o.Passphrase, o.KDF)

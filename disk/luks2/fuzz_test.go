@@ -18,7 +18,7 @@ func FuzzJSON(f *testing.F) {
 	}
 	f.Add([]byte(`{"keyslots":{"0":[[[[[[[[]]]]]]]]},"keyslots":null}`))
 	frame := bytes.Clone(m.b[:2*headerSize])
-	disk := &memory{b: make([]byte, fuzzSize)}
+	disk := &memory{b: make([]byte, fuzzSize), size: fuzzSize}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		copy(disk.b, frame)
 		for _, at := range []int{0, headerSize} {
@@ -62,7 +62,7 @@ func FuzzHeader(f *testing.F) {
 	for _, b := range suite(f) {
 		f.Add(b[:headerSize], b[headerSize:2*headerSize])
 	}
-	disk := &memory{b: make([]byte, fuzzSize)}
+	disk := &memory{b: make([]byte, fuzzSize), size: fuzzSize}
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		clear(disk.b[:2*headerSize])
 		copy(disk.b[:headerSize], first)

@@ -210,7 +210,7 @@ func parseSeal(n node) *seal {
 // is narrower than what the gate allows to others. What is not named here is
 // held by the comparison with the canonical form.
 func checkProfile(m *metadata) error {
-	if len(m.slots) != 1 || m.dataOffset != dataOffset || m.keyslotsSize != slotsSize(m.integrity) ||
+	if len(m.slots) != 1 || m.dataOffset != dataOffset || m.sectorSize != sectorSize || m.keyslotsSize != slotsSize(m.integrity) ||
 		m.digest.hash != "sha256" || m.digest.iterations != digestRounds {
 		return errors.New("the header is not of our profile")
 	}

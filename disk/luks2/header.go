@@ -26,7 +26,8 @@ const (
 
 	slotStart    = 2 * headerSize
 	dataOffset   = 1 << 20 // beyond both areas, aligned for any disk
-	digestRounds = 1000    // over 448 random bits there is nothing to slow down
+	sectorSize   = 4096
+	digestRounds = 1000 // over 448 random bits there is nothing to slow down
 
 	profileVersion = 1
 )

@@ -61,20 +61,33 @@ func (im *Image) Profile() int {
 	return profileVersion
 }
 
-// Fresh: both header copies of a volume of ours hold, and say the same.
+// Fresh: both header copies of a LUKS2 volume hold, and say the same.
 func (im *Image) Fresh() bool { return im.fresh }
 
-// Opens says whether the passphrase opens a foreign LUKS2 volume. It finds the
-// key, and forgets it.
+// Opens says whether a guest opens this foreign volume with the passphrase:
+// not if a key slot's owner asked not to use it, nor if the key says that the
+// volume was sealed (ErrSeal). It finds the key, and forgets it.
 func (im *Image) Opens(passphrase *secret.Secret) error {
-	if im.foreign == nil {
-		return errors.New("only LUKS2 can be tried")
+	var h header
+	switch {
+	case im.luks1 != nil:
+		h.meta = im.luks1.meta
+	case im.foreign != nil:
+		meta := *im.foreign.meta
+		meta.slots = slices.DeleteFunc(slices.Clone(meta.slots), keyslot.unused)
+		h.meta = &meta
+	default:
+		return fmt.Errorf("no volume of another make: %s", im.kind)
 	}
-	key, err := openSlot(im.foreign, im.areas, passphrase.Bytes())
-	if err == nil {
-		key.Wipe()
+	key, err := openSlot(&h, im.areas, passphrase.Bytes())
+	if err != nil {
+		return err
 	}
-	return err
+	defer key.Wipe()
+	if Marked(key.Bytes()) {
+		return ErrSeal
+	}
+	return nil
 }
 
 // MaxMemoryKiB is what the dearest key slot needs.
@@ -168,6 +181,7 @@ func (im *Image) judge(head []byte, size int64) []region {
 		if p == nil || s != nil && s.seq > p.seq {
 			im.foreign = s
 		}
+		im.fresh = p != nil && s != nil && p.seq == s.seq && p.uuid == s.uuid && bytes.Equal(p.meta.encode(), s.meta.encode())
 		return im.foreign.regions()
 	}
 	im.kind = Ours
@@ -205,6 +219,4 @@ func (h *header) regions() []region {
 	return all
 }
 
-func zero(b []byte) bool {
-	return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
-}
+func zero(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }

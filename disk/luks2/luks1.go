@@ -23,6 +23,7 @@ type luks1 struct {
 	slots   []int // active ones
 	areas   []region
 	payload int64
+	meta    *metadata // slots and digest alone
 }
 
 func isLUKS1(b []byte) bool {
@@ -31,14 +32,15 @@ func isLUKS1(b []byte) bool {
 
 func parseLUKS1(b []byte, size int64) (*luks1, error) {
 	number := func(at int) int64 { return int64(binary.BigEndian.Uint32(b[at:])) }
-	if !padded(b[l1Cipher:l1Mode], "aes") || !padded(b[l1Mode:l1Hash], "xts-plain64") ||
-		hashSizes[string(bytes.TrimRight(b[l1Hash:l1Payload], "\x00"))] == 0 || number(l1KeyBytes) != keySize {
+	hash := string(bytes.TrimRight(b[l1Hash:l1Payload], "\x00"))
+	if !padded(b[l1Cipher:l1Mode], "aes") || !padded(b[l1Mode:l1Hash], "xts-plain64") || hashSizes[hash] == 0 || number(l1KeyBytes) != keySize {
 		return nil, errors.New("the LUKS1 cipher, mode, hash or key size is not allowed")
 	}
 	if n := number(l1Iterations); n < minIterations || n > maxDigestRounds {
 		return nil, errors.New("the LUKS1 digest cost is out of bounds")
 	}
-	l := &luks1{payload: number(l1Payload) * 512}
+	l := &luks1{payload: number(l1Payload) * 512, meta: &metadata{digest: digest{
+		hash: hash, iterations: uint32(number(l1Iterations)), salt: bytes.Clone(b[l1Salt:l1Iterations]), value: bytes.Clone(b[l1Digest:l1Salt])}}}
 	if l.payload < 4096 || l.payload > maxDataOffset || l.payload >= size {
 		return nil, errors.New("the LUKS1 data offset is out of bounds")
 	}
@@ -59,6 +61,8 @@ func parseLUKS1(b []byte, size int64) (*luks1, error) {
 			return nil, errors.New("a LUKS1 key slot's area is out of bounds")
 		}
 		l.slots, l.areas = append(l.slots, i), append(l.areas, area)
+		l.meta.slots = append(l.meta.slots, keyslot{id: i, area: area, afHash: hash, priority: -1, kdf: kdf{kind: "pbkdf2", hash: hash,
+			iterations: uint32(number(at + l1SlotRounds)), salt: bytes.Clone(b[at+l1SlotSalt : at+l1SlotAt])}})
 	}
 	if len(l.slots) == 0 {
 		return nil, errors.New("no LUKS1 key slot is in use")

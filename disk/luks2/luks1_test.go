@@ -29,7 +29,7 @@ func luks1Disk(t *testing.T, args ...string) []byte {
 func TestLUKS1Accepted(t *testing.T) {
 	for _, hash := range []string{"sha1", "sha256", "sha512"} {
 		b := luks1Disk(t, "--hash", hash)
-		im, err := Read(&memory{b: b}, int64(len(b)))
+		im, err := Read(&memory{b: b, size: int64(len(b))}, int64(len(b)))
 		if err != nil || im.Kind() != ForeignLUKS {
 			t.Fatalf("%s: %s %v %v", hash, im.Kind(), im.Reason(), err)
 		}
@@ -40,7 +40,7 @@ func TestLUKS1Accepted(t *testing.T) {
 		}
 	}
 	b := luks1Disk(t, "--key-size", "256")
-	if im, err := Read(&memory{b: b}, int64(len(b))); err != nil || im.Kind() != Refused {
+	if im, err := Read(&memory{b: b, size: int64(len(b))}, int64(len(b))); err != nil || im.Kind() != Refused {
 		t.Errorf("a key of 256 bits: %s, %v", im.Kind(), err)
 	}
 }
@@ -86,7 +86,7 @@ func TestLUKS1Refused(t *testing.T) {
 			if bytes.Equal(b, good) {
 				t.Fatal("the attack changes nothing")
 			}
-			if im, err := Read(&memory{b: b}, int64(len(b))); err != nil || im.Kind() != Refused {
+			if im, err := Read(&memory{b: b, size: int64(len(b))}, int64(len(b))); err != nil || im.Kind() != Refused {
 				t.Errorf("kind %s, %v", im.Kind(), err)
 			}
 		})

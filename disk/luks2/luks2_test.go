@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"hpcr/agent/secret"
@@ -18,33 +19,118 @@ const testPass = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a
 
 func pass(s string) *secret.Secret { return secret.FromString(s) }
 
-// memory is a disk in RAM that counts its writes.
+// memory is a disk in RAM that counts its writes. Behind b it reads as zeros,
+// and is not written to.
 type memory struct {
 	b      []byte
+	size   int64
 	writes int
-	limit  int // power is cut after so many writes; 0 = never
 }
 
 var errPower = errors.New("power cut")
 
-func (m *memory) ReadAt(p []byte, at int64) (int, error) { return copy(p, m.b[at:]), nil }
-func (m *memory) Sync() error                            { return nil }
+func (m *memory) ReadAt(p []byte, at int64) (int, error) {
+	clear(p)
+	if at < int64(len(m.b)) {
+		copy(p, m.b[at:])
+	}
+	return len(p), nil
+}
+
+func (m *memory) Sync() error { return nil }
+
 func (m *memory) WriteAt(p []byte, at int64) (int, error) {
-	if m.limit > 0 && m.writes == m.limit {
-		return 0, errPower
+	if at+int64(len(p)) > int64(len(m.b)) {
+		return 0, errors.New("a write behind the key slots")
 	}
 	m.writes++
 	return copy(m.b[at:], p), nil
 }
 
+func (m *memory) clone() *memory { return &memory{b: bytes.Clone(m.b), size: m.size} }
+
+// save writes the disk to a file.
+func (m *memory) save(t testing.TB, name string) {
+	t.Helper()
+	write(t, name, m.b)
+	if err := os.Truncate(name, m.size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// load is the way back; behind what it keeps there are only zeros.
+func load(t testing.TB, name string) *memory {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := dataOffset
+	for end < len(b) && !zero(b[end:]) {
+		end += 1 << 20
+	}
+	return &memory{b: b[:end:end], size: int64(len(b))}
+}
+
 // size of the disks in these tests: as small as the profile allows.
 const testSize = MinSize
 
-func formatted(t testing.TB) (*memory, *Opened) {
+func blankDisk() *memory { return &memory{b: make([]byte, dataOffset), size: testSize} }
+
+// derive is argon2id itself.
+var derive = argon2id
+
+// TestMain derives each key once: with the race detector it takes a second.
+func TestMain(m *testing.M) {
+	type input struct {
+		passphrase, salt string
+		cost             KDF
+	}
+	var known sync.Map
+	argon2id = func(passphrase, salt []byte, time, memory uint32, threads uint8, n uint32) []byte {
+		in := input{string(passphrase), string(salt), KDF{memory, time, uint32(threads)}}
+		key, ok := known.Load(in)
+		if !ok {
+			key, _ = known.LoadOrStore(in, derive(passphrase, salt, time, memory, threads, n))
+		}
+		return bytes.Clone(key.([]byte))
+	}
+	os.Exit(m.Run())
+}
+
+// madeDisk is a volume of ours, made once for each kind.
+var madeDisk = map[bool]func() (*memory, error){false: makeDisk(false), true: makeDisk(true)}
+
+func makeDisk(integrity bool) func() (*memory, error) {
+	return sync.OnceValues(func() (*memory, error) {
+		m := blankDisk()
+		_, err := Format(m, testSize, FormatOptions{Passphrase: pass(testPass), Name: "data", KDF: cheap, Integrity: integrity})
+		return m, err
+	})
+}
+
+// formatted is a volume of the test's own, as Format leaves it.
+func formatted(t testing.TB) (*memory, *Opened) { return formattedAs(t, false) }
+
+func formattedAs(t testing.TB, integrity bool) (*memory, *Opened) {
 	t.Helper()
-	m := &memory{b: make([]byte, testSize)}
-	o, err := Format(m, testSize, FormatOptions{Passphrase: pass(testPass), Name: "data", KDF: cheap})
+	m, err := madeDisk[integrity]()
 	if err != nil {
+		t.Fatal(err)
+	}
+	m = m.clone()
+	o, err := unlock(t, m, testPass, "data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, o
+}
+
+// ready is one with a file system.
+func ready(t testing.TB) (*memory, *Opened) {
+	t.Helper()
+	m, o := formatted(t)
+	if err := o.Commit(m, "data", Ready); err != nil {
 		t.Fatal(err)
 	}
 	return m, o
@@ -52,7 +138,7 @@ func formatted(t testing.TB) (*memory, *Opened) {
 
 func unlock(t testing.TB, m *memory, passphrase, name string) (*Opened, error) {
 	t.Helper()
-	im, err := Read(m, int64(len(m.b)))
+	im, err := Read(m, m.size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,13 +184,10 @@ func TestFormatUnlockCommit(t *testing.T) {
 
 // TestCryptsetup lets the reference implementation judge what we write.
 func TestCryptsetup(t *testing.T) {
-	m, o := formatted(t)
-	if err := o.Commit(m, "data", Ready); err != nil {
-		t.Fatal(err)
-	}
+	m, _ := ready(t)
 	dir := t.TempDir()
 	img := filepath.Join(dir, "disk")
-	write(t, img, m.b)
+	m.save(t, img)
 	write(t, filepath.Join(dir, "right"), []byte(testPass))
 	write(t, filepath.Join(dir, "wrong"), []byte("not it"))
 
@@ -124,11 +207,7 @@ func TestCryptsetup(t *testing.T) {
 		t.Error("wrong passphrase accepted")
 	}
 	// The owner's visit leaves a volume that still opens.
-	after, err := os.ReadFile(img)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := unlock(t, &memory{b: after}, testPass, "data"); err != nil {
+	if _, err := unlock(t, load(t, img), testPass, "data"); err != nil {
 		t.Errorf("after cryptsetup: %v", err)
 	}
 	// A second key that the owner adds breaks the canonical form: closed, not open.
@@ -136,10 +215,7 @@ func TestCryptsetup(t *testing.T) {
 		filepath.Join(dir, "right"), img, filepath.Join(dir, "wrong")); err != nil {
 		t.Fatalf("luksAddKey: %v\n%s", err, out)
 	}
-	if after, err = os.ReadFile(img); err != nil {
-		t.Fatal(err)
-	}
-	if im, err := Read(&memory{b: after}, testSize); err != nil || im.Kind() != Refused {
+	if im, err := Read(load(t, img), testSize); err != nil || im.Kind() != Refused {
 		t.Errorf("an added key slot: %v, %v", im.Kind(), err)
 	}
 }
@@ -151,16 +227,12 @@ func TestCryptsetupRepairs(t *testing.T) {
 	copy(m.b[100:], "garbage in the primary header")
 	dir := t.TempDir()
 	img := filepath.Join(dir, "disk")
-	write(t, img, m.b)
+	m.save(t, img)
 	write(t, filepath.Join(dir, "right"), []byte(testPass))
 	if out, err := cryptsetup("open", "--test-passphrase", "--key-file", filepath.Join(dir, "right"), img); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	after, err := os.ReadFile(img)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if o, err := unlock(t, &memory{b: after}, testPass, "data"); err != nil || !o.Fresh {
+	if o, err := unlock(t, load(t, img), testPass, "data"); err != nil || !o.Fresh {
 		t.Errorf("%+v, %v", o, err)
 	}
 }
@@ -173,7 +245,7 @@ func cryptsetup(args ...string) (string, error) {
 	return string(out), err
 }
 
-func write(t *testing.T, name string, b []byte) {
+func write(t testing.TB, name string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, b, 0o600); err != nil {
 		t.Fatal(err)

@@ -27,6 +27,9 @@ type keyslot struct {
 	kdf      kdf
 }
 
+// unused: its owner asked not to use it (priority 0, "ignore").
+func (s keyslot) unused() bool { return s.priority == 0 }
+
 type region struct{ offset, size int64 }
 
 func (r region) end() int64                  { return r.offset + r.size }

@@ -36,7 +36,7 @@ func TestEveryProfileOpens(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m := &memory{b: append(head, make([]byte, testSize-len(head))...)}
+			m := &memory{b: head, size: testSize}
 			o, err := unlock(t, m, testPass, "data")
 			if err != nil {
 				t.Fatal(err)
@@ -58,7 +58,7 @@ func TestEveryProfileOpens(t *testing.T) {
 
 func writeFixture(t *testing.T, file string, integrity, roll bool) {
 	t.Helper()
-	m := &memory{b: make([]byte, testSize)}
+	m := blankDisk()
 	first := testPass
 	if roll {
 		first = newPass
@@ -81,11 +81,7 @@ func writeFixture(t *testing.T, file string, integrity, roll bool) {
 // The profile with integrity is what cryptsetup knows: it shows it, and opens
 // the key slot. Nothing of another make has it.
 func TestIntegrityProfile(t *testing.T) {
-	m := &memory{b: make([]byte, testSize)}
-	o, err := Format(m, testSize, FormatOptions{Passphrase: pass(testPass), Name: "data", KDF: cheap, Integrity: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, o := formattedAs(t, true)
 	if err := o.Commit(m, "data", Ready); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +90,7 @@ func TestIntegrityProfile(t *testing.T) {
 	}
 	dir := t.TempDir()
 	img, key := filepath.Join(dir, "disk"), filepath.Join(dir, "key")
-	write(t, img, m.b)
+	m.save(t, img)
 	write(t, key, []byte(testPass))
 	dump, err := cryptsetup("luksDump", img)
 	for _, want := range []string{"hmac(sha256)", "aes-xts-plain64", "Key:        768 bits", "hpcr-seal"} {
@@ -126,10 +122,7 @@ func TestIntegrityProfile(t *testing.T) {
 		"a further field": {`"journal_integrity":"none"`, `"journal_integrity":"none","flags":[]`},
 	} {
 		t.Run(what, func(t *testing.T) {
-			m := &memory{b: make([]byte, testSize)}
-			if _, err := Format(m, testSize, FormatOptions{Passphrase: pass(testPass), Name: "data", KDF: cheap, Integrity: true}); err != nil {
-				t.Fatal(err)
-			}
+			m, _ := formattedAs(t, true)
 			rewrite(t, m, func(text string) string { return strings.Replace(text, change[0], change[1], 1) })
 			if im, err := Read(m, testSize); err != nil || im.Kind() != Refused {
 				t.Errorf("%v, %v", im.Kind(), err)

@@ -1,6 +1,7 @@
 package luks2
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -86,8 +87,47 @@ func (im *Image) Roll(dev Device, slot int, key, passphrase *secret.Secret, cost
 	areas := maps.Clone(im.areas)
 	delete(areas, gone)
 	areas[s.area] = area
-	im.foreign, im.areas = &h, areas
+	im.foreign, im.areas, im.fresh = &h, areas, true
 	return wipeArea(dev, gone)
+}
+
+// Tidy ends a roll of a foreign LUKS2 volume that was cut off after its first
+// header copy: both copies become the newer one, then the key slot areas that
+// it does not name go to zeros. Power may be cut at any write; the next Tidy
+// goes on. To be called once the volume has opened with its new passphrase.
+func (im *Image) Tidy(dev Device) error {
+	if im.foreign == nil {
+		return nil // LUKS1 is never rolled
+	}
+	if !im.fresh {
+		h := *im.foreign
+		if err := h.writeBoth(dev); err != nil {
+			return err
+		}
+		im.foreign, im.fresh = &h, true
+	}
+	for _, free := range im.foreign.meta.unnamed() {
+		if err := wipeArea(dev, free); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unnamed are the parts of the key slots' room that no slot takes.
+func (m *metadata) unnamed() []region {
+	at, end := int64(foreignSlotsStart), int64(foreignSlotsStart)+m.keyslotsSize
+	var all []region
+	for _, s := range slices.SortedFunc(slices.Values(m.slots), func(a, b keyslot) int { return cmp.Compare(a.area.offset, b.area.offset) }) {
+		if s.area.offset > at {
+			all = append(all, region{at, s.area.offset - at})
+		}
+		at = s.area.end()
+	}
+	if at < end {
+		all = append(all, region{at, end - at})
+	}
+	return all
 }
 
 // room finds an id and a place for one more key slot where cryptsetup would

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,7 +40,7 @@ func (j *journal) cuts(t *testing.T, before []byte, check func(t *testing.T, wha
 	for i, w := range j.log {
 		sectors := len(w.b) / 512
 		for _, keep := range []int{0, 1, sectors / 2, sectors - 1} {
-			m := &memory{b: bytes.Clone(before)}
+			m := &memory{b: bytes.Clone(before), size: j.size}
 			for _, done := range j.log[:i] {
 				copy(m.b[done.at:], done.b)
 			}
@@ -54,10 +54,7 @@ func (j *journal) cuts(t *testing.T, before []byte, check func(t *testing.T, wha
 
 // A roll changes the passphrase, keeps the key, and can be cut off anywhere.
 func TestRollPowerCuts(t *testing.T) {
-	m, o := formatted(t)
-	if err := o.Commit(m, "data", Ready); err != nil {
-		t.Fatal(err)
-	}
+	m, o := ready(t)
 	before := bytes.Clone(m.b)
 	j := &journal{memory: m}
 	if err := o.Roll(j, "data", pass(newPass), cheap); err != nil {
@@ -118,10 +115,7 @@ func TestRollPowerCuts(t *testing.T) {
 func TestRepairPowerCuts(t *testing.T) {
 	for name, lost := range map[string]int64{"the primary is lost": 0, "the secondary is lost": headerSize} {
 		t.Run(name, func(t *testing.T) {
-			m, o := formatted(t)
-			if err := o.Commit(m, "data", Ready); err != nil {
-				t.Fatal(err)
-			}
+			m, _ := ready(t)
 			copy(m.b[lost+posSalt:], "torn")
 			before := bytes.Clone(m.b)
 			got, err := unlock(t, m, testPass, "data")
@@ -142,39 +136,30 @@ func TestRepairPowerCuts(t *testing.T) {
 }
 
 // A foreign LUKS2 volume of cryptsetup's make is rolled as cryptsetup
-// luksChangeKey would: the judge is cryptsetup.
+// luksChangeKey would: the judge is cryptsetup. Wherever it was cut off, the
+// next boot, which still has the previous seeds, leaves nothing of them.
 func TestRollForeign(t *testing.T) {
-	pbkdf2 := []string{"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"}
+	// Data from 1 MiB, room for two slots: not for 16 MiB of random bytes, which
+	// luksFormat writes there.
+	small := []string{"--offset", "2048", "--luks2-keyslots-size", "516096"}
+	pbkdf2 := slices.Concat(small, []string{"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"})
 	for name, tt := range map[string]struct {
 		args []string
 		cuts bool // cryptsetup judges each of them
 	}{
-		"argon2id":             {[]string{"--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-force-iterations", "4"}, false},
+		"argon2id":             {slices.Concat(small, []string{"--pbkdf", "argon2id", "--pbkdf-memory", "32768", "--pbkdf-force-iterations", "4"}), false},
 		"pbkdf2":               {pbkdf2, true},
-		"a label":              {append(pbkdf2, "--label", "payroll", "--subsystem", "billing"), false},
-		"sectors of 4 KiB":     {append(pbkdf2, "--sector-size", "4096"), false},
-		"room for two slots":   {append(pbkdf2, "--luks2-keyslots-size", "516096"), false},
-		"no room for a second": {append(pbkdf2, "--luks2-keyslots-size", "258048"), false},
+		"a label":              {slices.Concat(pbkdf2, []string{"--label", "payroll", "--subsystem", "billing"}), false},
+		"sectors of 4 KiB":     {slices.Concat(pbkdf2, []string{"--sector-size", "4096"}), false},
+		"no room for a second": {slices.Concat(pbkdf2, []string{"--luks2-keyslots-size", "258048"}), false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			img, key := filepath.Join(dir, "disk"), filepath.Join(dir, "old")
-			write(t, img, nil)
-			write(t, key, []byte(testPass))
-			write(t, filepath.Join(dir, "new"), []byte(newPass))
-			if err := os.Truncate(img, 24<<20); err != nil {
-				t.Fatal(err)
-			}
-			if out, err := cryptsetup(append(append([]string{"luksFormat", "-q", "--type", "luks2", "--key-file", key}, tt.args...), img)...); err != nil {
-				t.Fatal(err, out)
-			}
-			b, err := os.ReadFile(img)
-			if err != nil {
-				t.Fatal(err)
-			}
-			m, before := &memory{b: b}, bytes.Clone(b)
-			im, err := Read(m, int64(len(b)))
-			if err != nil || im.Kind() != ForeignLUKS {
+			t.Parallel()
+			img, keys := foreignVolume(t, tt.args...)
+			m := load(t, img)
+			before := bytes.Clone(m.b)
+			im, err := Read(m, m.size)
+			if err != nil || im.Kind() != ForeignLUKS || !im.Fresh() {
 				t.Fatalf("%v, %v, %v", im.Kind(), im.Reason(), err)
 			}
 			volumeKey := foreignKey(t, im, testPass)
@@ -189,49 +174,143 @@ func TestRollForeign(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			opens := func(b []byte, which string) bool {
-				copied := filepath.Join(dir, "copy")
-				write(t, copied, b)
-				out, err := cryptsetup("open", "--test-passphrase", "--key-file", filepath.Join(dir, which), copied)
-				var status *exec.ExitError
-				if err != nil && (!errors.As(err, &status) || status.ExitCode() != 2) { // 2: no slot opens
-					t.Errorf("cryptsetup: %v: %s", err, out)
-				}
-				return err == nil
-			}
-			if !opens(m.b, "new") || opens(m.b, "old") {
+			if !keys.open(t, m, "new") || keys.open(t, m, "old") {
 				t.Error("cryptsetup opens with the old passphrase, or not with the new one")
 			}
-			write(t, img, m.b)
+			m.save(t, img)
 			dump, err := cryptsetup("luksDump", img)
 			if err != nil || name == "a label" && !(strings.Contains(dump, "payroll") && strings.Contains(dump, "billing")) {
 				t.Errorf("label or subsystem is gone: %v\n%s", err, dump)
 			}
+			whole := bytes.Clone(m.b)
+			written := m.writes
+			if err := im.Tidy(j); err != nil || m.writes != written || !bytes.Equal(m.b, whole) {
+				t.Errorf("a whole roll is tidied: %v", err)
+			}
 			cuts := j.cuts(t, before, func(t *testing.T, what string, m *memory) {
-				im, err := Read(m, int64(len(m.b)))
+				im, err := Read(m, m.size)
 				if err != nil || im.Kind() != ForeignLUKS {
 					t.Fatalf("%s: %v, %v, %v", what, im.Kind(), im.Reason(), err)
 				}
-				if tt.cuts && !opens(m.b, "new") && !opens(m.b, "old") {
+				if tt.cuts && !keys.open(t, m, "new") && !keys.open(t, m, "old") {
 					t.Errorf("%s: cryptsetup opens it with neither passphrase", what)
 				}
 				got := foreignKey(t, im, newPass)
-				if got == nil {
+				rolled := got != nil
+				if !rolled {
 					got = foreignKey(t, im, testPass)
 				}
 				if got == nil || !bytes.Equal(got.Bytes(), volumeKey.Bytes()) {
 					t.Fatalf("%s: opens with neither passphrase", what)
 				}
+				// The next boot, cut off in its turn, and the one after it.
+				before, next := bytes.Clone(m.b), &journal{memory: m}
+				if rolled {
+					err = im.Tidy(next)
+				} else {
+					err = im.Roll(next, 0, got, pass(newPass), cheap)
+				}
+				if err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				onlyNew(t, what, m)
+				if !rolled || !tt.cuts || !strings.Contains(what, ", 1 of") {
+					return // one cut of each write is enough for the next boot's
+				}
+				next.cuts(t, before, func(t *testing.T, again string, m *memory) {
+					im, err := Read(m, m.size)
+					if err != nil || im.Kind() != ForeignLUKS {
+						t.Fatalf("%s, then %s: %v, %v", what, again, im.Kind(), err)
+					}
+					if err := im.Tidy(m); err != nil {
+						t.Fatal(err)
+					}
+					onlyNew(t, what+", then "+again, m)
+				})
 			})
 			t.Logf("%d power cuts", cuts)
 		})
 	}
 }
 
+// foreignKeys are the files with the two passphrases, and room for a copy.
+type foreignKeys struct{ dir string }
+
+func foreignVolume(t *testing.T, args ...string) (string, foreignKeys) {
+	t.Helper()
+	k := foreignKeys{t.TempDir()}
+	img := filepath.Join(k.dir, "disk")
+	(&memory{size: 24 << 20}).save(t, img)
+	write(t, filepath.Join(k.dir, "old"), []byte(testPass))
+	write(t, filepath.Join(k.dir, "new"), []byte(newPass))
+	if out, err := cryptsetup(append(append([]string{"luksFormat", "-q", "--type", "luks2", "--key-file", filepath.Join(k.dir, "old")}, args...), img)...); err != nil {
+		t.Fatal(err, out)
+	}
+	return img, k
+}
+
+// open asks cryptsetup.
+func (k foreignKeys) open(t *testing.T, m *memory, which string) bool {
+	t.Helper()
+	copied := filepath.Join(k.dir, "copy")
+	m.save(t, copied)
+	out, err := cryptsetup("open", "--test-passphrase", "--key-file", filepath.Join(k.dir, which), copied)
+	var status *exec.ExitError
+	if err != nil && (!errors.As(err, &status) || status.ExitCode() != 2) { // 2: no slot opens
+		t.Errorf("cryptsetup: %v: %s", err, out)
+	}
+	return err == nil
+}
+
+// onlyNew: both copies name one key slot, which opens with the new passphrase,
+// and what they do not name is zeros: nobody opens with the old one again.
+func onlyNew(t *testing.T, what string, m *memory) {
+	t.Helper()
+	im, err := Read(m, m.size)
+	if err != nil || im.Kind() != ForeignLUKS || !im.Fresh() || len(im.foreign.meta.slots) != 1 {
+		t.Fatalf("%s: in the end: %v, fresh %v, %v", what, im.Kind(), im.Fresh(), err)
+	}
+	if foreignKey(t, im, newPass) == nil {
+		t.Errorf("%s: in the end it does not open", what)
+	}
+	rest := bytes.Clone(m.b[foreignSlotsStart:])
+	area := im.foreign.meta.slots[0].area
+	clear(rest[area.offset-foreignSlotsStart:][:area.size])
+	if !zero(rest) {
+		t.Errorf("%s: in the end there is old key material", what)
+	}
+}
+
+// A slot that its owner added with cryptsetup stays when a cut-off roll is
+// tidied; all else in cryptsetup's usual room for key slots is gone.
+func TestTidyKeepsOtherSlots(t *testing.T) {
+	img, keys := foreignVolume(t, "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
+	if out, err := cryptsetup("luksAddKey", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
+		"--key-file", filepath.Join(keys.dir, "old"), img, filepath.Join(keys.dir, "new")); err != nil {
+		t.Fatal(err, out)
+	}
+	if out, err := cryptsetup("luksKillSlot", "-q", "--key-file", filepath.Join(keys.dir, "new"), img, "0"); err != nil {
+		t.Fatal(err, out)
+	}
+	m := load(t, img)
+	im, err := Read(m, m.size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Tidy(m); err != nil {
+		t.Fatal(err)
+	}
+	onlyNew(t, "a second slot", m) // luksFormat's 16 MiB of random bytes are gone as well
+	if !keys.open(t, m, "new") || keys.open(t, m, "old") {
+		t.Error("cryptsetup opens with the old passphrase, or not with the new one")
+	}
+}
+
 // LUKS1 has no second header: its slots are left to cryptsetup.
 func TestLUKS1IsNotRolled(t *testing.T) {
-	m := &memory{b: luks1Disk(t)}
-	im, err := Read(m, int64(len(m.b)))
+	b := luks1Disk(t)
+	m := &memory{b: b, size: int64(len(b))}
+	im, err := Read(m, m.size)
 	if err != nil || im.Kind() != ForeignLUKS {
 		t.Fatal(im.Kind(), err)
 	}

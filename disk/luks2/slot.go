@@ -1,7 +1,6 @@
 package luks2
 
 import (
-	"bytes"
 	"fmt"
 
 	"hpcr/agent/secret"
@@ -25,18 +24,22 @@ func newSlot(id int, at int64, key, passphrase *secret.Secret, cost KDF) (keyslo
 	return s, area, cryptArea(slotKey, area[:key.Len()*afStripes], true)
 }
 
-// wipeArea overwrites key material that no header names any more.
+// wipeArea overwrites key material that no header names any more. What is zeros
+// already is not written.
 func wipeArea(dev Device, a region) error {
-	b := make([]byte, a.size)
-	if _, err := dev.ReadAt(b, a.offset); err != nil {
-		return fmt.Errorf("read key slot: %w", err)
-	}
-	if bytes.Count(b, []byte{0}) == len(b) {
-		return nil
-	}
-	clear(b)
-	if err := writeSync(dev, b, a.offset); err != nil {
-		return fmt.Errorf("wipe key slot: %w", err)
+	buf := make([]byte, min(a.size, 1<<20))
+	for at := a.offset; at < a.end(); at += int64(len(buf)) {
+		b := buf[:min(int64(len(buf)), a.end()-at)]
+		if _, err := dev.ReadAt(b, at); err != nil {
+			return fmt.Errorf("read key slot: %w", err)
+		}
+		if zero(b) {
+			continue
+		}
+		clear(b)
+		if err := writeSync(dev, b, at); err != nil {
+			return fmt.Errorf("wipe key slot: %w", err)
+		}
 	}
 	return nil
 }
