@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -298,27 +297,24 @@ func TestVolumeCheckAndResealRefuse(t *testing.T) {
 		"no such disk":                   {[]string{"check", filepath.Join(dir, "none")}, 2, "no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			files := []string{ours, foreign, old, blank, stripped, torn}
-			before := sums(t, files...)
+			before := content(t, tt.args[1])
 			r := hpcrctl(t, "", append([]string{"volume"}, tt.args...)...)
 			if r.code != tt.code || !strings.Contains(r.stdout+r.stderr, tt.says) {
 				t.Errorf("%+v", r)
 			}
-			if !slices.Equal(sums(t, files...), before) {
-				t.Error("a disk was written to")
+			if !bytes.Equal(content(t, tt.args[1]), before) {
+				t.Error("the disk was written to")
 			}
 		})
 	}
 }
 
-func sums(t *testing.T, files ...string) (all [][32]byte) {
+// content is a disk's; nil if there is none.
+func content(t *testing.T, name string) []byte {
 	t.Helper()
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, sha256.Sum256(b))
+	b, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
 	}
-	return all
+	return b
 }
