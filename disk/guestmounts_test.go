@@ -20,7 +20,7 @@ import (
 
 // The volumes of TestFirstBoot, apart from all other disks.
 func twoVolumes(t *testing.T) (Spec, Spec, Options) {
-	o := patient(t)
+	o := options(t)
 	o.Exclude = others(t, "data", "spare")
 	return spec("data", guestPass), spec("other", strings.Repeat("b", 64)), o
 }
@@ -39,18 +39,18 @@ func TestPlantedLink(t *testing.T) {
 	if err := CloseAll(t.Context(), time.Second); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadDir("/bin")
+	before, err := os.ReadDir("/etc")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, at := range []string{"root/bin", "new"} {
+	for _, at := range []string{"root/etc", "new"} {
 		inner.Mount = "/mnt/data/" + at
 		if e := refused(t, o, "HPL07002E", inner, outer); !strings.HasSuffix(e.Path, "/mount") {
 			t.Errorf("%s: %v", at, e)
 		}
 	}
-	if after, err := os.ReadDir("/bin"); err != nil || len(after) != len(before) {
-		t.Errorf("/bin has %d files, it had %d: %v", len(after), len(before), err)
+	if after, err := os.ReadDir("/etc"); err != nil || len(after) != len(before) {
+		t.Errorf("/etc has %d files, it had %d: %v", len(after), len(before), err)
 	}
 	if _, err := os.Lstat("/tmp/new"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a folder was made outside of the volume: %v", err)
