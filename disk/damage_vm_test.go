@@ -48,7 +48,7 @@ func (d disks) damaged(g *guest, kinds []qemu.Disk) {
 		}
 	}
 	whole := d.stock("stock-whole", false, "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "20000")
-	must(d.t, os.Truncate(whole.File, 40*mib)) // of 96, with a file system of 48
+	must(d.t, os.Truncate(whole.File, 24*mib)) // of 96, with a header of 16 and a file system of 16
 	none := d.ready("no-fs")
 	before[whole.File], before[none.File] = sum(d.t, whole.File), sum(d.t, none.File)
 	root := d.plainAs(all[3].File, "no-root", vmPass)
