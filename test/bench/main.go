@@ -23,18 +23,24 @@ import (
 func main() {
 	arch := flag.String("arch", scenario.AMD64, "architecture of the guest: amd64 or s390x")
 	boots := flag.Int("boots", 3, "how many guests to boot; figures are medians")
-	only := flag.String("only", "", "contract: print the contract's figures alone, write nothing")
+	only := flag.String("only", "", "contract, volumes: print these figures alone, write nothing")
+	child := flag.Bool("volume-child", false, "one side of a comparison: see volumes.go")
 	applet := flag.String("applet", "", "with -only: measure this program right here, and print JSON on one line")
 	flag.Parse()
-	if flag.NArg() > 0 || *boots < 1 || *only != "" && *only != "contract" || !slices.Contains(scenario.Both, *arch) {
+	if !*child && flag.NArg() > 0 || *boots < 1 || !slices.Contains([]string{"", "contract", "volumes"}, *only) || !slices.Contains(scenario.Both, *arch) {
 		fmt.Fprintln(os.Stderr, "bench: -arch amd64 or -arch s390x, and -boots at least 1")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	do := func() error { return bench(ctx, *arch, *boots) }
-	if *only != "" {
+	switch {
+	case *child:
+		do = func() error { return volumeChild(ctx, flag.Args()) }
+	case *only == "contract":
 		do = func() error { return onlyContract(ctx, *arch, *applet) }
+	case *only == "volumes":
+		do = func() error { return onlyVolumes(ctx) }
 	}
 	if err := do(); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
@@ -138,6 +144,13 @@ func bench(ctx context.Context, arch string, boots int) (err error) {
 		return err
 	}
 	figures = append(figures, reading...)
+	if arch == scenario.AMD64 { // on the machine itself
+		volumes, err := volumeCost(ctx, s.path("volumes"))
+		if err != nil {
+			return err
+		}
+		figures = append(figures, volumes...)
+	}
 	initrd, err := os.Stat(filepath.Join(s.dir, "image", "initrd"))
 	if err != nil {
 		return fmt.Errorf("the initrd: %w", err)
