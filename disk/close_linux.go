@@ -93,8 +93,8 @@ func mappings() (map[string]string, error) {
 	all := map[string]string{}
 	for _, file := range files {
 		b, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // just removed
+		if gone(err) {
+			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list mappings: %w", err)

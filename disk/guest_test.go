@@ -156,7 +156,14 @@ func open(t *testing.T, o Options, specs ...Spec) []*Volume {
 // none: no mapping and no mount is left.
 func none(t *testing.T) {
 	t.Helper()
-	if left, err := filepath.Glob("/sys/block/dm-*"); err != nil || len(left) > 0 {
+	var left []string
+	var err error
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // the kernel removes a node after its mapping
+		if left, err = filepath.Glob("/sys/block/dm-*"); len(left) == 0 {
+			break
+		}
+	}
+	if err != nil || len(left) > 0 {
 		t.Errorf("mappings left: %v, %v", left, err)
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")

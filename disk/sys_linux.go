@@ -390,3 +390,9 @@ func availableKiB() (uint64, error) {
 	}
 	return 0, errors.New("no MemAvailable in meminfo")
 }
+
+// gone is what the kernel answers of a mapping that is being removed: of the
+// file, of the node behind it, of the mapping (dm-sysfs.c).
+func gone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL)
+}
