@@ -178,15 +178,22 @@ func validMount(s string) bool {
 		strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f }) < 0
 }
 
+// ImageStore is the mount path that makes a volume the guest's image store: it
+// is the guest's alone, and no container's.
+const ImageStore = "/var/lib/hpcr/images"
+
 // reservedMount protects the folders that the guest runs from: a volume there
 // would hide them, or fill them with what an earlier boot left.
 func reservedMount(s string) bool {
+	if s == ImageStore {
+		return false
+	}
 	first, _, _ := strings.Cut(strings.TrimPrefix(s, "/"), "/")
 	switch first {
 	case "proc", "sys", "dev", "run", "keys", "etc", "bin", "sbin", "lib", "lib64", "usr", "init", "data1":
 		return true
 	}
-	for _, own := range []string{"/var/hyperprotect", "/var/lib/containerd"} {
+	for _, own := range []string{"/var/hyperprotect", "/var/lib/containerd", "/var/lib/hpcr"} {
 		if s == own || strings.HasPrefix(s, own+"/") || strings.HasPrefix(own, s+"/") {
 			return true
 		}

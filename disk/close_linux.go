@@ -26,10 +26,20 @@ const mappingPrefix = "hpcr-"
 // and the kernel removes the mapping after its last user. CloseAll gives up at
 // the end of ctx on what is stuck in the kernel.
 func CloseAll(ctx context.Context, patience time.Duration) error {
+	return closeThose(ctx, patience, func(string) bool { return true })
+}
+
+// CloseVolumes is CloseAll for all but the scratch disk, which others use.
+func CloseVolumes(ctx context.Context, patience time.Duration) error {
+	return closeThose(ctx, patience, func(name string) bool { return !isScratch(name) })
+}
+
+func closeThose(ctx context.Context, patience time.Duration, which func(mapping string) bool) error {
 	ours, err := mappings()
 	if err != nil {
 		return err
 	}
+	maps.DeleteFunc(ours, func(_, name string) bool { return !which(name) })
 	mounts, err := mountsOf(ours)
 	if err != nil {
 		return err

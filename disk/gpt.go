@@ -34,6 +34,8 @@ const (
 var (
 	typeLinux = guid("0FC63DAF-8483-4772-8E79-3D69D8477DE4") // Linux file system
 	typeLUKS  = guid("CA7D7CCB-63ED-4C53-861C-1742536059CC") // Linux LUKS
+
+	typeScratch = guid("23A5C9C6-03C2-4ECA-B912-AFF74C1C633E") // ours: nothing on it outlasts a boot
 )
 
 type partition struct {

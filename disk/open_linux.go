@@ -29,6 +29,7 @@ type Spec struct {
 	Existing      bool             // the volume must be there already
 	Integrity     bool             // made with it, opened with nothing less
 	MinGeneration uint64           // of a header that may be opened; above 0 the volume must be there already
+	Cache         bool             // what it holds can be had again: a file system beyond repair is made anew
 }
 
 // mustExist: a floor is no floor if a host may have the volume made anew.
@@ -93,7 +94,7 @@ func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 		defer cancel()
-		if cerr := CloseAll(undo, undoPatience); cerr != nil {
+		if cerr := CloseVolumes(undo, undoPatience); cerr != nil {
 			o.Log.Error("closing after a failure", "error", cerr)
 		}
 		return nil, hpl.From(err)
@@ -104,7 +105,7 @@ func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
 // guestPaths are those that the guest itself lives by: no volume may cover
 // them.
 var guestPaths = []string{"/bin", "/data1", "/dev", "/etc", "/init", "/keys", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys",
-	"/usr", "/var/hyperprotect", "/var/lib/containerd"}
+	"/usr", "/var/hyperprotect", "/var/lib/containerd", "/var/lib/hpcr"}
 
 func checkSpec(s Spec, before []Spec) error {
 	if _, ok := filesystems[s.Filesystem]; !ok {
@@ -114,6 +115,9 @@ func checkSpec(s Spec, before []Spec) error {
 		return hpl.New("HPL02121E", s.Path, "the volume has no seeds")
 	}
 	for _, p := range guestPaths {
+		if s.Cache {
+			break // the guest's own, at the guest's own path
+		}
 		if s.Mount == p || strings.HasPrefix(s.Mount, p+"/") || strings.HasPrefix(p, s.Mount+"/") {
 			return hpl.New("HPL02007E", s.Path+"/mount", "the guest itself uses this path: choose another one, such as /mnt/data")
 		}

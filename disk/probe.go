@@ -21,6 +21,7 @@ const (
 	ForeignLUKS Kind = "foreign-luks"
 	Interrupted Kind = "interrupted" // of our make, creation or a header write cut off
 	Foreign     Kind = "foreign"     // anything else; never written to
+	Scratch     Kind = "scratch"     // of an open scratch disk; Probe finds such a disk Foreign
 )
 
 // Layout says where on the disk the volume lies.

@@ -65,11 +65,35 @@ func (op *opener) mountAll(ctx context.Context) error {
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return len(op.specs[a].Mount) - len(op.specs[b].Mount) })
 	for _, i := range order {
-		if err := op.volumes[i].mountChecked(ctx); err != nil {
+		err := op.volumes[i].mountChecked(ctx)
+		if err != nil && op.specs[i].Cache {
+			err = op.remake(ctx, op.specs[i], op.volumes[i], err)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// remake gives a volume a new file system in the place of one that does not
+// mount. That the volume is ours, and this one, its seal has proven.
+func (op *opener) remake(ctx context.Context, s Spec, v *Volume, cause error) error {
+	if v.Kind != Ours {
+		return cause
+	}
+	op.Log.Warn("the file system is beyond repair and is made anew: what the volume holds can be had again", "volume", s.Name, "cause", cause)
+	err := unmount(v.Mount) // where only growing failed
+	if err == nil && v.Integrity {
+		err = fill(ctx, v.Device)
+	}
+	if err == nil {
+		err = filesystems[s.Filesystem].create(ctx, v.Device)
+	}
+	if err != nil {
+		return hpl.Wrap(errors.Join(cause, err), "HPL02005E", s.Path, "the file system cannot be made anew")
+	}
+	return v.mountChecked(ctx)
 }
 
 func (v *Volume) mountChecked(ctx context.Context) error {

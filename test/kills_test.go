@@ -17,7 +17,7 @@ import (
 // phases are the boot's, in order; a change of the list must reach the tests.
 var phases = []string{
 	"mounts", "sysctls", "interlock", "modules", "firewall", "entropy", "cidata", "contract", "keys", "lockdown",
-	"network", "time", "expiry", "logging", "disks", "containerd", "images", "record", "seal", "pull", "containers", "ready",
+	"network", "time", "expiry", "logging", "store", "disks", "containerd", "images", "record", "seal", "pull", "containers", "ready",
 }
 
 // userspace is the first phase after HPCR's bootloader would have ended.

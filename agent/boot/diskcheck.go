@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"hpcr/agent/event"
@@ -55,6 +56,10 @@ func (c diskCheck) once(ctx context.Context) {
 				slog.String("volume", v.Name), slog.String("cause", wrong[i]))
 			continue
 		}
+		if v.Kind == disk.Scratch {
+			tell(event.Info, fmt.Sprintf("Checked for mount point %s, encryption with a key of this boot found", v.Mount))
+			continue
+		}
 		slots := fmt.Sprintf("%d key slots", v.Slots)
 		if v.Slots == 1 {
 			slots = "1 key slot"
@@ -68,7 +73,11 @@ func (c diskCheck) once(ctx context.Context) {
 
 // watchVolumes checks them for as long as the guest runs.
 func (g *Guest) watchVolumes(ctx context.Context) {
-	if len(g.volumes) > 0 {
-		go diskCheck{g.volumes, storage.Check, g.Hub.Emit}.watch(ctx)
+	open := g.volumes
+	if g.scratch != nil {
+		open = append(slices.Clone(open), g.scratch)
+	}
+	if len(open) > 0 {
+		go diskCheck{open, storage.Check, g.Hub.Emit}.watch(ctx)
 	}
 }

@@ -16,21 +16,24 @@ import (
 // Three hours of a guest: what its owner reads, with HPCR's words while all is
 // well, and an error for each volume that is not.
 func TestDiskCheck(t *testing.T) {
-	volumes := []*disk.Volume{{Name: "data", Mount: "/mnt/data", Slots: 1}, {Name: "old", Mount: "/mnt/old", Slots: 3}}
+	volumes := []*disk.Volume{{Name: "data", Mount: "/mnt/data", Slots: 1}, {Name: "old", Mount: "/mnt/old", Slots: 3},
+		{Name: "scratch", Mount: storeDir, Kind: disk.Scratch}}
 	answers := []struct {
 		lines []string
 		err   error
 		want  []string
 	}{
-		{[]string{"", ""}, nil, []string{
+		{[]string{"", "", ""}, nil, []string{
 			"HPL13000I: Verify LUKS Encryption...",
 			"Checked for mount point /mnt/data, LUKS encryption with 1 key slot found",
 			"Checked for mount point /mnt/old, LUKS encryption with 3 key slots found",
+			"Checked for mount point /var/lib/hpcr, encryption with a key of this boot found",
 			"HPL13001I: Root disk and all the data disks are encrypted",
 		}},
-		{[]string{"", "the live table is not the one that was loaded"}, nil, []string{
+		{[]string{"", "", "the live table is not the one that was loaded"}, nil, []string{
 			"HPL13000I: Verify LUKS Encryption...",
 			"Checked for mount point /mnt/data, LUKS encryption with 1 key slot found",
+			"Checked for mount point /mnt/old, LUKS encryption with 3 key slots found",
 			"a volume is not what it was when it opened",
 		}},
 		{nil, errors.New("deadline"), []string{

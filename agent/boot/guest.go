@@ -45,9 +45,14 @@ type Guest struct {
 	net     *network.Net
 	ship    *logship.Shipper
 	volumes []*disk.Volume
-	stop    func() // of the containerd daemon
-	work    *workload.Workload
-	tls     endpoints
+
+	disksEnd    chan struct{} // closed when phase disks has ended
+	scratchDisk bool          // a disk has its serial
+	scratch     *disk.Volume  // open; nil = the store is in memory
+
+	stop func() // of the containerd daemon
+	work *workload.Workload
+	tls  endpoints
 
 	mu         sync.Mutex
 	bootloader bool // HPCR's bootloader part is not over yet
@@ -57,7 +62,7 @@ type Guest struct {
 func NewGuest(c Config) *Guest {
 	return &Guest{
 		Config: c, log: c.Hub.Logger(),
-		record: attest.NewRecord(c.Image.Version), bootloader: true,
+		record: attest.NewRecord(c.Image.Version), bootloader: true, disksEnd: make(chan struct{}),
 	}
 }
 

@@ -33,7 +33,7 @@ func TestPhases(t *testing.T) {
 	for _, order := range [][2]string{
 		{"interlock", "cidata"}, {"firewall", "cidata"}, {"entropy", "contract"},
 		{"contract", "keys"}, {"keys", "network"}, {"lockdown", "network"}, {"time", "expiry"}, {"expiry", "logging"},
-		{"logging", "disks"}, {"disks", "record"}, {"images", "record"}, {"record", "seal"}, {"seal", "pull"}, {"pull", "containers"}, {"containers", "ready"},
+		{"logging", "store"}, {"lockdown", "store"}, {"store", "disks"}, {"store", "containerd"}, {"disks", "record"}, {"images", "record"}, {"record", "seal"}, {"seal", "pull"}, {"pull", "containers"}, {"containers", "ready"},
 	} {
 		if !slices.Contains(needs[order[1]], order[0]) {
 			t.Errorf("%s may run before %s", order[1], order[0])

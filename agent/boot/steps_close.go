@@ -20,10 +20,6 @@ import (
 	"hpcr/network"
 )
 
-// storeShare is how much of the memory containerd's store may fill when there
-// is no scratch disk.
-const storeShare = "size=60%,mode=0700"
-
 // mounts adds to init's table what only the agent needs, and speaks first.
 func (g *Guest) mounts(context.Context) error {
 	g.Console.Bootloader(fmt.Sprintf("HPL11 build:%s enabler:%s", g.Image.Version, g.Image.Kernel))
@@ -32,13 +28,8 @@ func (g *Guest) mounts(context.Context) error {
 		g.Console.Bootloader(machineLabel + ": " + m)
 		g.record.Add(attest.Fact{Name: machineLabel, Text: m})
 	}
-	for _, dir := range []string{"/var/lib/containerd", "/var/lib/hpcr", "/data1", "/mnt"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	if err := unix.Mount("store", "/var/lib/containerd", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, storeShare); err != nil {
-		return fmt.Errorf("containerd's store: %w", err)
+	if err := os.MkdirAll("/mnt", 0o755); err != nil {
+		return err
 	}
 	return sandbox.KeepForAgent()
 }
@@ -220,10 +211,17 @@ func containerModules(p *compose.Project) (groups []string) {
 }
 
 // loadRest loads what the plan needs and closes the kernel to more.
-func (g *Guest) loadRest(context.Context) error {
+func (g *Guest) loadRest(ctx context.Context) error {
+	var err error
+	if g.scratchDisk, err = g.findScratch(ctx); err != nil {
+		return hpl.Wrap(err, "HPL02120E", "", "the guest cannot list its disks, or one does not answer: check them on the host")
+	}
 	groups := append([]string{"network", "containers", "vsock"}, containerModules(g.plan.Compose)...)
-	if len(g.plan.Volumes) > 0 {
+	if len(g.plan.Volumes) > 0 || g.scratchDisk {
 		groups = append(groups, "hardware", "disk") // ciphers of the processor first: dm-crypt takes the best that is there
+	}
+	if g.scratchDisk {
+		groups = append(groups, "integrity")
 	}
 	for _, v := range g.plan.Volumes {
 		if v.Filesystem != "ext4" {

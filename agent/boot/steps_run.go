@@ -20,6 +20,7 @@ import (
 	"hpcr/agent/sandbox"
 	"hpcr/agent/secret"
 	"hpcr/agent/workload"
+	"hpcr/contract"
 	"hpcr/contract/compose"
 	"hpcr/network"
 )
@@ -57,7 +58,9 @@ func (g *Guest) newWorkload(ctx context.Context) (*workload.Workload, error) {
 	}
 	roots := []string{attest.Dir}
 	for _, v := range g.plan.Volumes {
-		roots = append(roots, v.Mount)
+		if v.Mount != contract.ImageStore {
+			roots = append(roots, v.Mount)
+		}
 	}
 	var auths []workload.Auth
 	for _, a := range g.plan.Auths {
@@ -113,8 +116,25 @@ func (g *Guest) resolveImages(ctx context.Context) error {
 			g.record.Add(attest.Fact{Name: "Privileged", Text: s.Name + " " + strings.Join(p, " ")})
 		}
 	}
+	for _, v := range g.plan.Volumes {
+		if v.Mount != contract.ImageStore {
+			continue
+		}
+		select {
+		case <-g.disksEnd: // if with an error, ctx ends as well
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		g.work.UseStore(v.Mount)
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveLimit)
+	defer cancel()
 	return g.work.Resolve(ctx)
 }
+
+// resolveLimit bounds the registries' answers. What phase images has besides is
+// for the disks, if one of them is the image store.
+const resolveLimit = 5 * time.Minute
 
 // pullImages is the last to need the registries' passwords.
 func (g *Guest) pullImages(ctx context.Context) error {

@@ -6,8 +6,6 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	"hpcr/contract/compose"
 )
 
 // containerProfile is the name of the AppArmor profile in profileFile, which
@@ -20,9 +18,6 @@ const containerProfile = "hpcr-container"
 func (g *Guest) seal(context.Context) error {
 	if err := loadProfile(); err != nil {
 		return fmt.Errorf("AppArmor: %w", err)
-	}
-	if err := writablePlaces(); err != nil {
-		return err
 	}
 	// The file system itself, not only this mount of it: the initial root lies
 	// below and is the same.
@@ -44,37 +39,4 @@ func loadProfile() error {
 		return err
 	}
 	return os.WriteFile(fs+"/apparmor/.load", policy, 0)
-}
-
-// writablePlaces are what stays so when the root does not: the project's files,
-// unless a volume is mounted there, and the guest's own volumes.
-func writablePlaces() error {
-	if err := os.MkdirAll(compose.Dir, 0o755); err != nil {
-		return err
-	}
-	for _, dir := range []string{compose.Dir, "/var/lib/hpcr"} {
-		own, err := onRoot(dir)
-		if err != nil {
-			return err
-		}
-		if !own {
-			continue
-		}
-		if err := unix.Mount("hpcr", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
-			return fmt.Errorf("writable %s: %w", dir, err)
-		}
-	}
-	return nil
-}
-
-// onRoot says whether a folder is part of the root's file system.
-func onRoot(dir string) (bool, error) {
-	var root, st unix.Stat_t
-	if err := unix.Stat("/", &root); err != nil {
-		return false, err
-	}
-	if err := unix.Stat(dir, &st); err != nil {
-		return false, err
-	}
-	return st.Dev == root.Dev, nil
 }

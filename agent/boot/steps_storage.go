@@ -4,19 +4,20 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
 	"hpcr/agent/storage"
+	"hpcr/contract"
 	"hpcr/disk"
 )
 
 // openVolumes finds, checks and opens every data volume, or makes it on a
 // blank disk.
 func (g *Guest) openVolumes(ctx context.Context) error {
+	defer close(g.disksEnd)
 	if len(g.plan.Volumes) == 0 {
 		return nil
 	}
@@ -25,12 +26,12 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 		specs = append(specs, disk.Spec{
 			Name: v.Name, Path: v.Path, Mount: v.Mount, Filesystem: v.Filesystem,
 			Passphrases: v.Passphrases, Previous: v.Previous, MayCreate: v.MayCreate,
-			Existing: v.Existing, Integrity: v.Integrity, MinGeneration: v.MinGeneration,
+			Existing: v.Existing, Integrity: v.Integrity, MinGeneration: v.MinGeneration, Cache: v.Mount == contract.ImageStore,
 		})
 	}
 	volumes, err := storage.Open(ctx, specs, disk.Options{
 		KDF:     disk.KDF(g.policy.KDF),
-		Exclude: []string{filepath.Base(g.cidataDevice)},
+		Exclude: g.notDisks(),
 		Log:     g.log,
 	}, disksLimit)
 	for _, v := range g.plan.Volumes {
@@ -42,7 +43,7 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 		// The child may have ended half-way, with mappings and mounts left.
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 		defer cancel()
-		if cerr := storage.Close(undo); cerr != nil {
+		if cerr := storage.CloseVolumes(undo); cerr != nil {
 			g.log.Error("closing after a failure", "error", cerr)
 		}
 		return err
@@ -76,7 +77,7 @@ func (g *Guest) closeVolumes(ctx context.Context) error {
 	if len(g.volumes) == 0 {
 		return nil
 	}
-	return storage.Close(ctx)
+	return storage.CloseVolumes(ctx)
 }
 
 // disksLimit leaves the phase time to close what its child left.

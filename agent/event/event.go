@@ -30,6 +30,7 @@ const (
 	VolumeRolled      ID = "volume.rolled"
 	VolumeCreated     ID = "volume.created"
 	VolumeChecked     ID = "volume.checked"
+	ScratchOpened     ID = "scratch.opened"
 	RecordSigned      ID = "record.signed"
 	ChildEnded        ID = "child.ended"
 	Stopping          ID = "guest.stopping"

@@ -23,10 +23,15 @@ const (
 	lastPatience  = time.Second
 )
 
-// Close unmounts and closes all volumes in a child. A child that is stuck in
-// the kernel is left behind when ctx ends.
-func Close(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, ClosePath, "report")
+// Close unmounts and closes all disks in a child. A child that is stuck in the
+// kernel is left behind when ctx ends.
+func Close(ctx context.Context) error { return closeBy(ctx, "all") }
+
+// CloseVolumes is Close for all but the scratch disk, which others use.
+func CloseVolumes(ctx context.Context) error { return closeBy(ctx, "volumes") }
+
+func closeBy(ctx context.Context, which string) error {
+	cmd := exec.CommandContext(ctx, ClosePath, which)
 	cmd.Dir = "/"
 	var out bytes.Buffer
 	cmd.Stdout = &out // an error a volume, by disk.CloseAll
@@ -57,7 +62,12 @@ func CloseMain() {
 		patience = closePatience
 	}
 	if err == nil {
-		err = disk.CloseAll(context.Background(), patience) // whoever waits for this child bounds it
+		// Whoever waits for this child bounds it.
+		if report && os.Args[1] == "volumes" {
+			err = disk.CloseVolumes(context.Background(), patience)
+		} else {
+			err = disk.CloseAll(context.Background(), patience)
+		}
 	}
 	if err == nil {
 		os.Exit(0)

@@ -44,6 +44,7 @@ type order struct {
 	Wait    time.Duration `json:"wait"`
 	Limit   time.Duration `json:"limit"` // for all of it
 	Exclude []string      `json:"exclude"`
+	Scratch string        `json:"scratch"` // mount path; the scratch disk is all that is opened then
 }
 
 // spec is a disk.Spec whose passphrases come in a file of their own, all of
@@ -63,6 +64,26 @@ func Open(ctx context.Context, specs []disk.Spec, o disk.Options, limit time.Dur
 		all = append(all, slices.Concat(s.Passphrases, s.Previous)...)
 		in.Specs = append(in.Specs, w)
 	}
+	return openIn(ctx, in, all, o.Log, limit, func(volumes []*disk.Volume) error { return sound(volumes, specs) })
+}
+
+// OpenScratch makes the scratch disk and mounts it, as disk.OpenScratch does,
+// in a child. limit bounds it.
+func OpenScratch(ctx context.Context, o disk.ScratchOptions, limit time.Duration) (*disk.Volume, error) {
+	volumes, err := openIn(ctx, order{Exclude: o.Exclude, Scratch: o.Mount}, nil, o.Log, limit, func(volumes []*disk.Volume) error {
+		if len(volumes) != 1 || volumes[0] == nil || volumes[0].Kind != disk.Scratch || volumes[0].Mount != o.Mount {
+			return errors.New("the disk child answered for another disk")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return volumes[0], nil
+}
+
+// openIn runs the child that opens.
+func openIn(ctx context.Context, in order, all []*secret.Secret, to *slog.Logger, limit time.Duration, check func([]*disk.Volume) error) ([]*disk.Volume, error) {
 	text, err := json.Marshal(in)
 	if err != nil {
 		return nil, err
@@ -76,7 +97,7 @@ func Open(ctx context.Context, specs []disk.Spec, o disk.Options, limit time.Dur
 	if err != nil {
 		return nil, err
 	}
-	log, heard, err := listen(o.Log)
+	log, heard, err := listen(to)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +113,7 @@ func Open(ctx context.Context, specs []disk.Spec, o disk.Options, limit time.Dur
 		if err := json.Unmarshal(answer, &volumes); err != nil {
 			return fmt.Errorf("the disk child's answer: %w", err)
 		}
-		return sound(volumes, specs)
+		return check(volumes)
 	})
 	var known *hpl.Error
 	if err != nil && !errors.As(err, &known) {
@@ -171,6 +192,10 @@ func openChild(log *slog.Logger) ([]*disk.Volume, error) {
 	var in order
 	if err := json.NewDecoder(io.LimitReader(os.Stdin, maxOrder)).Decode(&in); err != nil {
 		return nil, fmt.Errorf("order: %w", err)
+	}
+	if in.Scratch != "" {
+		v, err := disk.OpenScratch(context.Background(), disk.ScratchOptions{Mount: in.Scratch, Exclude: in.Exclude, Log: log})
+		return []*disk.Volume{v}, err
 	}
 	b, err := sandbox.Mapped(1, "passphrases")
 	if err != nil {

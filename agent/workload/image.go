@@ -24,6 +24,8 @@ type image struct {
 	handle containerd.Image
 	config ocispec.ImageConfig
 	health *compose.Health
+
+	platform platforms.MatchComparer // that was asked for
 }
 
 const maxConfig = 4 << 20
@@ -32,7 +34,7 @@ var errPlatform = errors.New("no match for platform in the image's configuration
 
 // loadImage reads what a pulled image says about itself. A registry's index is
 // matched by platform on the way; a lone manifest only here.
-func loadImage(ctx context.Context, handle containerd.Image, platform platforms.Matcher) (*image, error) {
+func loadImage(ctx context.Context, handle containerd.Image, platform platforms.MatchComparer) (*image, error) {
 	desc, err := handle.Config(ctx)
 	if err != nil {
 		return nil, err
@@ -62,7 +64,7 @@ func loadImage(ctx context.Context, handle containerd.Image, platform platforms.
 	if !platform.Match(platforms.Normalize(doc.Platform)) {
 		return nil, errPlatform
 	}
-	img := &image{handle: handle, config: doc.Config.ImageConfig}
+	img := &image{handle: handle, config: doc.Config.ImageConfig, platform: platform}
 	if h := doc.Config.Healthcheck; h != nil && len(h.Test) > 0 {
 		img.health = &compose.Health{
 			Disable: h.Test[0] == "NONE", Test: h.Test, Retries: h.Retries,

@@ -3,6 +3,8 @@ package workload
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,11 +22,13 @@ const (
 	pullTries    = 3
 )
 
-// Resolve asks each registry whether it has the pinned digest, and fetches
-// nothing.
+// Resolve asks each registry whether it has the pinned digest, unless the image
+// store has it, and fetches nothing.
 func (w *Workload) Resolve(ctx context.Context) error {
+	b := openBlobs(w.store, w.opt.Log)
+	defer b.close()
 	return w.eachImage(ctx, func(ctx context.Context, s *service, r remotes.Resolver) error {
-		_, desc, err := r.Resolve(ctx, s.def.Image.Ref())
+		_, desc, err := b.before(r).Resolve(ctx, s.def.Image.Ref())
 		if err != nil {
 			return err
 		}
@@ -38,10 +42,12 @@ func (w *Workload) Resolve(ctx context.Context) error {
 // Pull fetches and unpacks every image by its digest. Errors are HPL06004E at
 // the service's image.
 func (w *Workload) Pull(ctx context.Context) error {
+	b := openBlobs(w.store, w.opt.Log)
+	defer b.close()
 	var mu sync.Mutex
 	done := map[string]*image{}
 	err := w.eachImage(ctx, func(ctx context.Context, s *service, r remotes.Resolver) error {
-		img, err := w.pullOne(ctx, s, r)
+		img, err := w.pullOne(ctx, s, r, b)
 		if err != nil {
 			return err
 		}
@@ -56,6 +62,7 @@ func (w *Workload) Pull(ctx context.Context) error {
 	for _, s := range w.services {
 		s.image = done[s.def.Image.Ref()]
 	}
+	b.keep(w.withLog(ctx), w.client.ContentStore(), slices.Collect(maps.Values(done)))
 	return nil
 }
 
@@ -98,11 +105,16 @@ func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *servi
 	return group.Wait()
 }
 
-func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver) (*image, error) {
+// passes says whether the failure is of a kind that a later try may not have.
+func passes(err error) bool {
+	_, retry := pullCause(err)
+	return retry
+}
+
+func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver, b *blobs) (*image, error) {
 	ref := s.def.Image.Ref()
 	start := time.Now()
 	opts := []containerd.RemoteOpt{
-		containerd.WithResolver(r),
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(snapshotter),
 		containerd.WithMaxConcurrentDownloads(layersAtOnce),
@@ -118,7 +130,13 @@ func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver) 
 		}
 	}
 	opts = append(opts, containerd.WithPlatformMatcher(platform))
-	handle, err := w.client.Pull(ctx, ref, opts...)
+	stored := b.before(r)
+	handle, err := w.client.Pull(ctx, ref, append(opts, containerd.WithResolver(stored))...)
+	// A registry that is down says nothing about what is stored.
+	if err != nil && !passes(err) && ctx.Err() == nil && stored.forget(ctx, w.client.ContentStore()) {
+		w.opt.Log.Warn("the image store did not deliver: the image is pulled", "service", s.def.Name, "err", err)
+		handle, err = w.client.Pull(ctx, ref, append(opts, containerd.WithResolver(r))...)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +148,6 @@ func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver) 
 		return nil, fmt.Errorf("image: %w", err)
 	}
 	img.ref = ref
-	w.opt.Log.Info("image pulled and unpacked", "service", s.def.Name, "image", ref, "took", time.Since(start))
+	w.opt.Log.Info("image pulled and unpacked", "service", s.def.Name, "image", ref, "took", time.Since(start), "stored", len(stored.served))
 	return img, nil
 }

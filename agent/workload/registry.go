@@ -123,7 +123,7 @@ func pullCause(err error) (detail string, retry bool) {
 	case errdefs.IsNotFound(err):
 		return "the registry does not know this digest: check the image's name and digest", false
 	case outOfSpace(err), strings.Contains(text, "no space left"):
-		return "the image does not fit into the guest's memory: give the guest more, or make the image smaller", false
+		return "the image does not fit into the guest's store: attach a scratch disk or a larger one, give the guest more memory, or make the image smaller", false
 	case errors.Is(err, context.DeadlineExceeded) && !isDial(err):
 		return "the pull took too long: check the way to the registry", false
 	case errors.As(err, &network), isDial(err):

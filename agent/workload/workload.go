@@ -78,6 +78,7 @@ type Workload struct {
 	opt      Options
 	client   *containerd.Client
 	services []*service
+	store    string // the image store's volume; "" = none
 	bridges  map[string]Bridge
 	addrs    map[int]netip.Addr // of each service on its first network, by its index
 	memory   []string           // volumes that are a tmpfs
@@ -174,6 +175,10 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
+
+// UseStore makes a mounted volume the image store of Resolve and Pull, which
+// are called after it. Its content is neither trusted nor needed.
+func (w *Workload) UseStore(volume string) { w.store = volume }
 
 // Start creates and starts the containers in order, each when what it depends
 // on is so far. A container that ends at once has started all the same.

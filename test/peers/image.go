@@ -94,6 +94,18 @@ func image(arch string, c v1.ImageConfig, files []entry) (*Image, error) {
 	}, nil
 }
 
+// LargeImage is the idle WebImage with a file of that many bytes, which is next
+// to nothing as long as it is packed.
+func LargeImage(arch string, busybox []byte, size int) (*Image, error) {
+	return image(arch, v1.ImageConfig{Entrypoint: []string{"/bin/sh", "/entry.sh"}, Cmd: []string{"idle"}}, []entry{
+		{name: "bin/", mode: 0o755},
+		{name: "bin/busybox", mode: 0o755, data: busybox},
+		{name: "bin/sh", link: "busybox"},
+		{name: "entry.sh", mode: 0o755, data: webScript},
+		{name: "large", mode: 0o644, data: make([]byte, size)},
+	})
+}
+
 // Index joins images of several architectures under one digest.
 func Index(images ...*Image) (*Image, error) {
 	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex}
