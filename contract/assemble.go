@@ -138,7 +138,7 @@ func (r *run) compose() {
 	if nestedFolder(files) {
 		r.warn("", a, "the compose file lies in a folder of the archive", "pack the folder's content: tar -cz -C DIR .")
 	}
-	p, err := compose.Load(files, r.mergedEnv(), compose.Options{Privileged: r.policy.Privileged})
+	p, err := compose.Load(files, r.mergedEnv(), compose.Options{Privileged: r.policy.Privileged, Trust: r.imagePolicy()})
 	if err != nil {
 		for _, one := range apart(err) {
 			r.composeFailed(a, files, one)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"hpcr/contract/archive"
-	"hpcr/contract/compose"
+	"hpcr/contract/trust"
 )
 
 // Explanation is what a contract asks of a guest, for people who have to
@@ -32,11 +32,13 @@ type Explanation struct {
 	Readable bool `json:"-"`
 }
 
-// Where an image's content is vouched for.
+// Where an image's content is vouched for. An image with keys of both kinds
+// has "images.rhs, x-hpcr.images.cosign": both signatures are needed.
 const (
-	ByDigest  = "digest"     // a literal digest: the content cannot change
-	ByRHS     = "images.rhs" // a signature, by a key in the contract
-	ByNothing = "nothing"    // the guest refuses it
+	ByDigest  = "digest"             // a literal digest: the content cannot change
+	ByRHS     = string(trust.RHS)    // a GPG signature, by a key in the contract
+	ByCosign  = string(trust.Cosign) // a cosign signature, likewise
+	ByNothing = "nothing"            // the guest refuses it
 )
 
 // ExplainedService is a compose service or a container of a pod ("pod/name").
@@ -187,7 +189,10 @@ func (r *run) explainServices(x *Explanation) {
 			if s.Image.Tag != "" {
 				image += ":" + s.Image.Tag
 			}
-			x.Services = append(x.Services, ExplainedService{s.Name, image + "@" + s.Image.Digest, ByDigest, s.Powers()})
+			if s.Image.Digest != "" {
+				image += "@" + s.Image.Digest
+			}
+			x.Services = append(x.Services, ExplainedService{s.Name, image, r.verifiedImage(s.Signed()), s.Powers()})
 			for _, p := range s.Ports {
 				port := ExplainedPort{Service: s.Name, HostPort: decimal(p.HostPort), ContainerPort: decimal(p.ContainerPort), Protocol: p.Proto}
 				if p.HostIP.IsValid() {
@@ -215,11 +220,7 @@ func (r *run) explainComposeFile(x *Explanation, a at) {
 	services := root("compose", "compose", n).get("services")
 	for i, k := range services.keys() {
 		image := services.entry(i).get("image").text()
-		by := ByNothing
-		if compose.Pinned(image) {
-			by = ByDigest
-		}
-		x.Services = append(x.Services, ExplainedService{Name: k.text, Image: image, VerifiedBy: by})
+		x.Services = append(x.Services, ExplainedService{Name: k.text, Image: image, VerifiedBy: r.verifiedBy(image, false)})
 	}
 }
 

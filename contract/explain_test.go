@@ -131,7 +131,7 @@ func TestExplainPlay(t *testing.T) {
 images:
   rhs:
     registry.example.com/team/web:
-      publicKey: LS0tLS1CRUdJTg==
+      publicKey: ` + gpgKey(t) + `
 play:
   resources:
     - apiVersion: v1

@@ -55,17 +55,29 @@ func (r *run) explainPod(x *Explanation, pod at) {
 		}
 		for i := range l.n.vals {
 			c := l.item(i)
-			s := ExplainedService{Name: name + "/" + c.get("name").text(), Image: c.get("image").text(), VerifiedBy: ByNothing}
-			switch {
-			case compose.Pinned(s.Image):
-				s.VerifiedBy = ByDigest
-			case r.coveredByRHS(s.Image):
-				s.VerifiedBy = ByRHS
+			s := ExplainedService{Name: name + "/" + c.get("name").text(), Image: c.get("image").text()}
+			s.VerifiedBy = r.verifiedBy(s.Image, true)
+			if run := r.container(c.host); run != nil { // its image with the variables filled in
+				s.VerifiedBy = r.verifiedImage(run.Signed())
 			}
 			x.Services = append(x.Services, s)
 			explainPodPorts(x, s.Name, c.get("ports"))
 		}
 	}
+}
+
+// container is the pod's container that stands at a place, if the guest would
+// run it.
+func (r *run) container(place string) *compose.Service {
+	if r.plan.Compose == nil {
+		return nil
+	}
+	for i := range r.plan.Compose.Services {
+		if s := &r.plan.Compose.Services[i]; s.Place == place {
+			return s
+		}
+	}
+	return nil
 }
 
 // explainPodPorts lists what is published; other ports stay in the guest.
@@ -88,17 +100,6 @@ func explainPodPorts(x *Explanation, service string, ports at) {
 		}
 		x.Ports = append(x.Ports, port)
 	}
-}
-
-// coveredByRHS says whether images.rhs has a key for an image: the reference
-// itself, or its repository.
-func (r *run) coveredByRHS(image string) bool {
-	for _, k := range r.workload.body.get("images").get("rhs").keys() {
-		if rest, ok := strings.CutPrefix(image, k.text); ok && (rest == "" || rest[0] == ':' || rest[0] == '@') {
-			return true
-		}
-	}
-	return false
 }
 
 func decimal(n uint16) string { return strconv.Itoa(int(n)) }

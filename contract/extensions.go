@@ -26,6 +26,8 @@ func (r *run) extensions(x at, section string) {
 			r.require(x.get(key))
 		case section == "workload" && key == "volumes":
 			r.volumeConditions = x.get(key)
+		case section == "workload" && key == "images":
+			r.imageExtensions(x.get(key))
 		case section == "workload" && key == "tls":
 			r.workloadTLS(x.get(key))
 		case section == "env" && (key == "tls" || key == "management"): // envTLS reads both

@@ -7,6 +7,7 @@ import (
 	"hpcr/agent/hpl"
 	"hpcr/agent/secret"
 	"hpcr/contract/compose"
+	"hpcr/contract/trust"
 )
 
 // Plan is what one boot is to do. All secrets in it belong to the Verified
@@ -21,6 +22,8 @@ type Plan struct {
 	Auths           []Auth   // sorted by host
 	CACerts         [][]byte // PEM, further trust anchors for registries
 	TLS             TLS
+	Trust           trust.Policy     // signatures that images must have; no rule but one that an image needs
+	Lookaside       []Lookaside      // where registries' signatures lie
 	Env             []Var            // merged, sorted by name; not sent to the agent, whose services have theirs
 	Compose         *compose.Project // the pods of a play workload too
 	Digests         []Digest         // lines of the attestation record, in its order
@@ -91,6 +94,13 @@ type Auth struct {
 	Host     string // "docker.io" for Docker Hub
 	Username string
 	Password *secret.Secret
+}
+
+// Lookaside is a server that holds the simple signatures of a registry's
+// images. It is trusted with nothing: it can only withhold them.
+type Lookaside struct {
+	Host string `json:"host"` // of the registry
+	URL  string `json:"url"`  // https
 }
 
 // Var is one variable of the merged environment.

@@ -57,17 +57,19 @@ func (p *podRun) container(c at, raw *node, s *compose.Service, shared podShared
 func (p *podRun) pinned(a at, raw *node, s *compose.Service) {
 	text := p.word(a)
 	_, digest, _ := strings.Cut(text, "@")
+	literal := compose.Pinned(text) && raw.isString() && strings.HasSuffix(raw.text, "@"+digest)
+	if !literal {
+		digest = ""
+	}
+	img, ok := compose.ParseImage(text, digest)
+	s.Image = img
 	switch {
 	case text == "":
-		p.bad(a, "the container has no image", "give it one, with its digest")
-	case !compose.Pinned(text) || !raw.isString() || !strings.HasSuffix(raw.text, "@"+digest):
-		p.fail("HPL06010E", a, "the image is not pinned by a digest", "write it out as NAME@sha256: and 64 lower-case hex digits")
-	default:
-		img, ok := compose.ParseImage(text, digest)
-		if !ok {
-			p.bad(a, "this is not an image reference", "write REGISTRY/PATH@sha256:DIGEST")
-		}
-		s.Image = img
+		p.bad(a, "the container has no image", "give it one, with its digest or its signer's key in images.rhs")
+	case !literal && (!ok || len(p.imagePolicy().For(s.Signed())) == 0):
+		p.fail("HPL06010E", a, "the image is neither pinned by a digest nor covered by a key", "write it out as NAME@sha256: and 64 lower-case hex digits, or give its signer's key in images.rhs")
+	case !ok:
+		p.bad(a, "this is not an image reference", "write REGISTRY/PATH@sha256:DIGEST")
 	}
 }
 

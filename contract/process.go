@@ -81,6 +81,7 @@ type run struct {
 	ends             tlsParts       // x-hpcr.tls and env.x-hpcr.management
 	signer           *rsa.PublicKey // whose signature was verified
 	signatureDone    bool           // signature has run
+	imageKeys        []imageKey     // images.rhs and x-hpcr.images.cosign
 
 	decryptedKey string // attestationPublicKey, token opened
 }
@@ -110,7 +111,7 @@ func (r *run) all() {
 		r.workloadRules, r.provider, // does env's author have the right
 		r.envRules, r.pairing, // does it make sense
 		r.signature, r.demands, // is it allowed
-		r.compose, r.pods, r.tls, // what is to be done
+		r.compose, r.pods, r.trust, r.tls, // what is to be done
 		r.capable, r.assemble, // can this guest do it
 	} {
 		step()

@@ -172,31 +172,6 @@ func (a at) vals() []*node {
 	return a.n.vals
 }
 
-func (r *run) images(im at) {
-	if !im.present() || !r.mapping(im) {
-		return
-	}
-	r.closed(im, "dct", "rhs")
-	r.unsupported(schema, im.get("dct"), "images.dct")
-	rhs := im.get("rhs")
-	if !rhs.present() || !r.mapping(rhs) {
-		return
-	}
-	for i, k := range rhs.n.keys {
-		e := rhs.entry(i)
-		if !rhsKey.MatchString(k.text) {
-			r.fail(schema, rhs.key(i), "this is not an image reference of images.rhs", "write host.domain/path, with tag or digest if wanted, without a port")
-		}
-		if !r.mapping(e) {
-			continue
-		}
-		r.closed(e, "publicKey")
-		if p, ok := r.required(e, "publicKey"); ok {
-			r.matching(p, func(s string) bool { return s != "" && base64Pattern.MatchString(s) }, "the public key is not base64", "give base64 of the armored GPG key: gpg -a --export KEY | base64 -w0")
-		}
-	}
-}
-
 func (r *run) auths(a at) {
 	if !a.present() || !r.mapping(a) {
 		return

@@ -14,6 +14,7 @@ import (
 	"hpcr/agent/hpl"
 	"hpcr/agent/secret"
 	"hpcr/contract/compose"
+	"hpcr/contract/trust"
 )
 
 // MaxWire bounds the wire form between the contract child and the agent.
@@ -33,6 +34,8 @@ type wirePlan struct {
 	Auths           []wireAuth       `json:"auths"`
 	CACerts         [][]byte         `json:"caCerts"`
 	TLS             wireTLS          `json:"tls"`
+	Trust           trust.Policy     `json:"trust"`
+	Lookaside       []Lookaside      `json:"lookaside"`
 	Compose         *compose.Project `json:"compose"`
 	Digests         []Digest         `json:"digests"`
 
@@ -103,7 +106,7 @@ func (v *Verified) Encode(w io.Writer) error {
 	p := v.plan
 	out := wirePlan{
 		Hostname: p.Hostname, TokensDecrypted: p.TokensDecrypted, TokensIgnored: p.TokensIgnored,
-		Network: p.Network, CACerts: p.CACerts, Compose: p.Compose.Needed(), Digests: p.Digests,
+		Network: p.Network, CACerts: p.CACerts, Trust: p.Trust, Lookaside: p.Lookaside, Compose: p.Compose.Needed(), Digests: p.Digests,
 		AttestationPublicKey: p.AttestationPublicKey,
 		MetaData:             p.MetaData, VendorData: p.VendorData,
 		Signed: p.Signed, SignerNotBefore: p.SignerNotBefore.UTC(), SignerNotAfter: p.SignerNotAfter.UTC(), Warnings: p.Warnings,
@@ -190,7 +193,7 @@ func Decode(wire []byte) (*Verified, error) {
 func (in *wirePlan) plan() *Plan {
 	p := &Plan{
 		Hostname: in.Hostname, TokensDecrypted: in.TokensDecrypted, TokensIgnored: in.TokensIgnored,
-		Network: in.Network, CACerts: in.CACerts, Compose: in.Compose, Digests: in.Digests,
+		Network: in.Network, CACerts: in.CACerts, Trust: in.Trust, Lookaside: in.Lookaside, Compose: in.Compose, Digests: in.Digests,
 		AttestationPublicKey: in.AttestationPublicKey,
 		MetaData:             in.MetaData, VendorData: in.VendorData,
 		Signed: in.Signed, SignerNotBefore: in.SignerNotBefore, SignerNotAfter: in.SignerNotAfter, Warnings: in.Warnings,
@@ -239,9 +242,21 @@ func (p *Plan) check() error {
 	if p.Compose == nil {
 		return errors.New("no workload")
 	}
+	if err := p.Trust.Check(); err != nil {
+		return fmt.Errorf("image keys: %w", err)
+	}
 	for i := range p.Compose.Services {
-		if s := &p.Compose.Services[i]; s.Place != "" && !podPlace.MatchString(s.Place) {
+		s := &p.Compose.Services[i]
+		if s.Place != "" && !podPlace.MatchString(s.Place) {
 			return errors.New("place of a container")
+		}
+		if s.Image.Digest != "" && !compose.Pinned(s.Image.Ref()) || s.Image.Digest == "" && len(p.Trust.For(s.Signed())) == 0 {
+			return errors.New("image that nothing vouches for")
+		}
+	}
+	for _, l := range p.Lookaside {
+		if l.Host != registry(l.Host) || !validAuthHost(l.Host) || !validLookaside(l.URL) {
+			return errors.New("signature store")
 		}
 	}
 	if err := p.Network.check(); err != nil {

@@ -62,6 +62,7 @@ var hostTools = []hostTool{
 	{"/etc/ssl/certs/ca-certificates.crt", "ca-certificates", ""},
 	{"openssl", "openssl", ""},
 	{"gpg", "gnupg", ""},
+	{"skopeo", "skopeo", ""},
 	{"rsyslogd", "rsyslog", ""},
 	{"/usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so", "rsyslog-gnutls", ""},
 	{"genisoimage", "genisoimage", ""},

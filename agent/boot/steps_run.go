@@ -66,7 +66,12 @@ func (g *Guest) newWorkload(ctx context.Context) (*workload.Workload, error) {
 	for _, a := range g.plan.Auths {
 		auths = append(auths, workload.Auth{Host: a.Host, Username: secret.FromString(a.Username), Password: a.Password})
 	}
+	lookaside := map[string]string{}
+	for _, l := range g.plan.Lookaside {
+		lookaside[l.Host] = l.URL
+	}
 	return workload.New(ctx, workload.Options{
+		Trust: g.plan.Trust, Lookaside: lookaside, Now: g.now,
 		Project: g.plan.Compose, Auths: auths, TLS: tls, Roots: roots, ResolvConf: resolv, Profile: containerProfile, Log: g.log,
 		NewBridge: func(internal bool) (workload.Bridge, error) {
 			return g.net.NewBridge(network.BridgeOptions{Internal: internal})
@@ -107,15 +112,10 @@ func (g *Guest) stopContainerd(ctx context.Context) error {
 	return err
 }
 
-// resolveImages asks the registries for the pinned digests before the record
-// is signed; what a digest names is checked when it is pulled.
+// resolveImages settles every image's digest, by the contract or by a
+// signature, before the record is signed; that what is pulled has this digest is
+// checked when it is pulled.
 func (g *Guest) resolveImages(ctx context.Context) error {
-	for _, s := range g.plan.Compose.Services {
-		g.record.Add(attest.Fact{Name: "Image", Text: s.Image.Ref()})
-		if p := s.Powers(); len(p) > 0 {
-			g.record.Add(attest.Fact{Name: "Privileged", Text: s.Name + " " + strings.Join(p, " ")})
-		}
-	}
 	for _, v := range g.plan.Volumes {
 		if v.Mount != contract.ImageStore {
 			continue
@@ -129,7 +129,17 @@ func (g *Guest) resolveImages(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveLimit)
 	defer cancel()
-	return g.work.Resolve(ctx)
+	images, err := g.work.Resolve(ctx)
+	if err != nil {
+		return err
+	}
+	for i, s := range g.plan.Compose.Services {
+		g.record.Add(attest.Fact{Name: "Image", Text: images[i].Ref + " verifiedBy " + images[i].By})
+		if p := s.Powers(); len(p) > 0 {
+			g.record.Add(attest.Fact{Name: "Privileged", Text: s.Name + " " + strings.Join(p, " ")})
+		}
+	}
+	return nil
 }
 
 // resolveLimit bounds the registries' answers. What phase images has besides is

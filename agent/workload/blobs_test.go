@@ -204,7 +204,7 @@ func TestImageStore(t *testing.T) {
 		check(t, err)
 		defer b.down(t, w)
 		w.UseStore(volume)
-		if err := w.Resolve(ctx); err != nil {
+		if _, err := w.Resolve(ctx); err != nil {
 			return err
 		}
 		if err := w.Pull(ctx); err != nil {

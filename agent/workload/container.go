@@ -33,6 +33,8 @@ type service struct {
 	image *image
 	state State // guarded by w.mu
 
+	verified string // by what Resolve proved the image; "" = not yet
+
 	container containerd.Container
 	addr      netip.Addr // on its first network
 	prepared  bool       // namespace, networks and staged mounts may exist

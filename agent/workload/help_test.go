@@ -56,6 +56,29 @@ func newDaemon(t *testing.T) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return daemonIn(t, dir)
+}
+
+// newSmallStore is a daemon whose images lie on a tmpfs of so many bytes.
+func newSmallStore(t *testing.T, size int) *daemon {
+	t.Helper()
+	dir, err := os.MkdirTemp(lab, "d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("small", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return daemonIn(t, dir)
+}
+
+func daemonIn(t *testing.T, dir string) *daemon {
+	t.Helper()
 	if err := os.Mkdir(dir+"/mnt", 0o755); err != nil { // a contract's volume
 		t.Fatal(err)
 	}
@@ -110,6 +133,7 @@ type testHub struct {
 	ca    *x509.Certificate
 	cert  tls.Certificate
 	mangl func(w http.ResponseWriter, r *http.Request) bool // answers instead
+	open  func(w http.ResponseWriter, r *http.Request) bool // likewise, without a password
 	blobs http.Handler
 }
 
@@ -121,6 +145,9 @@ func newHub(t *testing.T) *testHub {
 	h.ca, h.cert = makeCert(t)
 	h.blobs = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h.open != nil && h.open(w, r) {
+			return
+		}
 		u, p, _ := r.BasicAuth()
 		if u != user || p != password {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
@@ -250,10 +277,20 @@ func busybox(t *testing.T, change func(*v1.ConfigFile)) v1.Image {
 	return img
 }
 
-// push stores an image and returns its pinned reference.
+// push stores an image under the tag 1 and returns its pinned reference.
 func (h *testHub) push(t *testing.T, repo string, img v1.Image) string {
 	t.Helper()
-	ref, err := name.NewTag(h.host + "/" + repo + ":1")
+	h.put(t, h.host+"/"+repo+":1", img)
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.host + "/" + repo + ":1@" + digest.String()
+}
+
+func (h *testHub) put(t *testing.T, tag string, img v1.Image) {
+	t.Helper()
+	ref, err := name.NewTag(tag)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,11 +299,40 @@ func (h *testHub) push(t *testing.T, repo string, img v1.Image) string {
 	if err := remote.Write(ref, img, remote.WithTransport(basic{tr}), remote.WithContext(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	digest, err := img.Digest()
+}
+
+// retag gives an image of the hub another tag.
+func (h *testHub) retag(t *testing.T, repo, digest, tag string) {
+	t.Helper()
+	ref, err := name.NewDigest(h.host + "/" + repo + "@" + digest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h.host + "/" + repo + ":1@" + digest.String()
+	tr := &http.Transport{TLSClientConfig: h.trust()}
+	defer tr.CloseIdleConnections()
+	desc, err := remote.Get(ref, remote.WithTransport(basic{tr}), remote.WithContext(t.Context()))
+	if err == nil {
+		err = remote.Tag(ref.Context().Tag(tag), desc, remote.WithTransport(basic{tr}), remote.WithContext(t.Context()))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// digestOfTag is what the tag 1 names now.
+func digestOfTag(t *testing.T, h *testHub, repo string) string {
+	t.Helper()
+	ref, err := name.NewTag(h.host + "/" + repo + ":1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &http.Transport{TLSClientConfig: h.trust()}
+	defer tr.CloseIdleConnections()
+	desc, err := remote.Head(ref, remote.WithTransport(basic{tr}), remote.WithContext(t.Context()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return desc.Digest.String()
 }
 
 // sink keeps what containers say.
@@ -289,6 +355,12 @@ func (s *sink) writer(service string, stderr bool) io.Writer {
 		s.max = max(s.max, len(p))
 		return s.text[service].Write(p)
 	})
+}
+
+func (s *sink) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.text)
 }
 
 func (s *sink) get(service string) string {
@@ -329,7 +401,7 @@ func (b *bench) options(t *testing.T, p *compose.Project) Options {
 	return Options{
 		Project: p, Auths: b.hub.auths(t), TLS: b.hub.trust(), Roots: []string{b.dir + "/mnt"}, Output: b.out.writer,
 		Address: b.sock, Runc: filepath.Join(lab, "runc"),
-		State: b.dir + "/w", Volumes: b.dir + "/v", Netns: b.dir + "/n", Log: testLog(t),
+		Store: b.dir, State: b.dir + "/w", Volumes: b.dir + "/v", Netns: b.dir + "/n", Log: testLog(t),
 	}
 }
 

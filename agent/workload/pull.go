@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,10 +11,10 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/platforms"
 	"golang.org/x/sync/errgroup"
 
 	"hpcr/agent/hpl"
+	"hpcr/contract/compose"
 )
 
 const (
@@ -22,22 +23,44 @@ const (
 	pullTries    = 3
 )
 
-// Resolve asks each registry whether it has the pinned digest, unless the image
-// store has it, and fetches nothing.
-func (w *Workload) Resolve(ctx context.Context) error {
+// Verified is how an image is known to be the one that the contract means.
+type Verified struct {
+	Ref string // NAME@DIGEST
+	By  string // "digest", or the rule's field and its key's fingerprint
+}
+
+// Resolve settles each image's digest: it asks the registry whether it has the
+// pinned one, or which one the tag is and who signed it. It fetches nothing of
+// the image. The result is in the services' order.
+func (w *Workload) Resolve(ctx context.Context) ([]Verified, error) {
 	b := openBlobs(w.store, w.opt.Log)
 	defer b.close()
-	return w.eachImage(ctx, func(ctx context.Context, s *service, r remotes.Resolver) error {
-		_, desc, err := b.before(r).Resolve(ctx, s.def.Image.Ref())
+	var mu sync.Mutex
+	done := map[compose.Image]proven{}
+	err := w.eachImage(ctx, func(ctx context.Context, s *service, reg *registries) error {
+		p, err := w.resolve(ctx, s, reg, b)
 		if err != nil {
 			return err
 		}
-		if desc.Digest.String() != s.def.Image.Digest {
-			return errOtherDigest
-		}
+		mu.Lock()
+		defer mu.Unlock()
+		done[s.def.Image] = p
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	var out []Verified
+	for _, s := range w.services {
+		p := done[s.def.Image]
+		s.verified = p.by
+		s.def.Image.Digest = p.digest
+		out = append(out, Verified{s.def.Image.Ref(), p.by})
+	}
+	return out, nil
 }
+
+var errNotVerified = errors.New("an image was to be pulled before its signature was verified")
 
 // Pull fetches and unpacks every image by its digest. Errors are HPL06004E at
 // the service's image.
@@ -45,22 +68,25 @@ func (w *Workload) Pull(ctx context.Context) error {
 	b := openBlobs(w.store, w.opt.Log)
 	defer b.close()
 	var mu sync.Mutex
-	done := map[string]*image{}
-	err := w.eachImage(ctx, func(ctx context.Context, s *service, r remotes.Resolver) error {
-		img, err := w.pullOne(ctx, s, r, b)
+	done := map[compose.Image]*image{}
+	err := w.eachImage(ctx, func(ctx context.Context, s *service, reg *registries) error {
+		if s.verified == "" && (s.def.Image.Digest == "" || len(w.opt.Trust.For(s.def.Signed())) > 0) {
+			return errNotVerified
+		}
+		img, err := w.pullOne(ctx, s, reg.resolver, b)
 		if err != nil {
 			return err
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		done[s.def.Image.Ref()] = img
+		done[s.def.Image] = img
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	for _, s := range w.services {
-		s.image = done[s.def.Image.Ref()]
+		s.image = done[s.def.Image]
 	}
 	b.keep(w.withLog(ctx), w.client.ContentStore(), slices.Collect(maps.Values(done)))
 	return nil
@@ -68,25 +94,25 @@ func (w *Workload) Pull(ctx context.Context) error {
 
 // eachImage runs f once for each different image, a few at a time, and again
 // when the failure is of a kind that passes.
-func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *service, remotes.Resolver) error) error {
+func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *service, *registries) error) error {
 	if w.opt.TLS == nil {
 		return hpl.New("HPL06004E", "", "the guest has no trust settings for registries: this is an error in the guest")
 	}
 	ctx = w.withLog(ctx)
-	client := registryClient(w.opt.TLS)
+	client := registryClient(w.opt.TLS, w.opt.stall)
 	defer client.CloseIdleConnections()
-	r := newResolver(client, w.opt.Auths)
+	reg := newRegistries(client, w.opt.Auths, w.opt.Lookaside)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pullsAtOnce)
-	seen := map[string]bool{}
+	seen := map[compose.Image]bool{}
 	for _, s := range w.services {
-		if seen[s.def.Image.Ref()] {
+		if seen[s.def.Image] {
 			continue
 		}
-		seen[s.def.Image.Ref()] = true
+		seen[s.def.Image] = true
 		group.Go(func() error {
 			for try := 1; ; try++ {
-				err := f(ctx, s, r)
+				err := f(ctx, s, reg)
 				if err == nil {
 					return nil
 				}
@@ -119,17 +145,12 @@ func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver, 
 		containerd.WithPullSnapshotter(snapshotter),
 		containerd.WithMaxConcurrentDownloads(layersAtOnce),
 	}
-	platform := platforms.Default()
-	if s.def.Platform != "" {
-		p, err := platforms.Parse(s.def.Platform)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", errPlatform, err)
-		}
-		if platform = platforms.Only(p); !platforms.Default().Match(p) {
-			return nil, errPlatform
-		}
+	match, err := platform(s.def)
+	if err != nil {
+		return nil, err
 	}
-	opts = append(opts, containerd.WithPlatformMatcher(platform))
+	opts = append(opts, containerd.WithPlatformMatcher(match),
+		containerd.WithImageHandlerWrapper(needsRoom(w.client.ContentStore(), w.opt.free)))
 	stored := b.before(r)
 	handle, err := w.client.Pull(ctx, ref, append(opts, containerd.WithResolver(stored))...)
 	// A registry that is down says nothing about what is stored.
@@ -143,7 +164,7 @@ func (w *Workload) pullOne(ctx context.Context, s *service, r remotes.Resolver, 
 	if handle.Target().Digest.String() != s.def.Image.Digest {
 		return nil, errOtherDigest
 	}
-	img, err := loadImage(ctx, handle, platform)
+	img, err := loadImage(ctx, handle, match)
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}

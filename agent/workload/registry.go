@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"hpcr/agent/secret"
+	"hpcr/contract/trust"
 )
 
 // Auth is one registry's credentials. The caller owns and wipes the secrets,
@@ -52,8 +53,8 @@ func (o onlyTLS) CloseIdleConnections() {
 
 // registryClient is the one HTTP client of all pulls. It reads no proxy
 // settings: the environment is not the contract's.
-func registryClient(conf *tls.Config) *http.Client {
-	return &http.Client{Transport: onlyTLS{&http.Transport{
+func registryClient(conf *tls.Config, stall time.Duration) *http.Client {
+	return &http.Client{Transport: unstalled{limit: stall, next: onlyTLS{&http.Transport{
 		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:       conf,
 		ForceAttemptHTTP2:     true,
@@ -61,31 +62,44 @@ func registryClient(conf *tls.Config) *http.Client {
 		IdleConnTimeout:       30 * time.Second,
 		TLSHandshakeTimeout:   15 * time.Second,
 		ResponseHeaderTimeout: 30 * time.Second,
-	}}}
+	}}}}
 }
 
-// newResolver speaks the registry protocol with the contract's credentials,
+// registries is how this machine speaks to registries, and to the servers that
+// hold their signatures.
+type registries struct {
+	client    *http.Client
+	hosts     docker.RegistryHosts
+	resolver  remotes.Resolver
+	lookaside map[string]string // registry → address
+}
+
+// newRegistries speaks the registry protocol with the contract's credentials,
 // each only to the host that it belongs to.
-func newResolver(client *http.Client, auths []Auth) remotes.Resolver {
-	credentials := func(host string) (string, string, error) {
-		if host == hubHost {
-			host = hub
-		}
-		for _, a := range auths {
-			if strings.EqualFold(a.Host, host) {
-				return string(a.Username.Bytes()), string(a.Password.Bytes()), nil
-			}
-		}
-		return "", "", nil
+func newRegistries(client *http.Client, auths []Auth, lookaside map[string]string) *registries {
+	hosts := docker.ConfigureDefaultRegistries(
+		docker.WithClient(client),
+		docker.WithPlainHTTP(func(string) (bool, error) { return false, nil }),
+		docker.WithAuthorizer(docker.NewDockerAuthorizer(
+			docker.WithAuthClient(client), docker.WithAuthCreds(func(host string) (string, string, error) {
+				user, password := credentials(auths, host)
+				return user, password, nil
+			}))),
+	)
+	return &registries{client, hosts, docker.NewResolver(docker.ResolverOptions{Hosts: hosts}), lookaside}
+}
+
+// credentials are those of one host, "" and "" without any.
+func credentials(auths []Auth, host string) (user, password string) {
+	if host == hubHost {
+		host = hub
 	}
-	return docker.NewResolver(docker.ResolverOptions{
-		Hosts: docker.ConfigureDefaultRegistries(
-			docker.WithClient(client),
-			docker.WithPlainHTTP(func(string) (bool, error) { return false, nil }),
-			docker.WithAuthorizer(docker.NewDockerAuthorizer(
-				docker.WithAuthClient(client), docker.WithAuthCreds(credentials))),
-		),
-	})
+	for _, a := range auths {
+		if strings.EqualFold(a.Host, host) {
+			return string(a.Username.Bytes()), string(a.Password.Bytes())
+		}
+	}
+	return "", ""
 }
 
 // pullCause says in one sentence for the host's eyes why an image could not
@@ -98,9 +112,14 @@ func pullCause(err error) (detail string, retry bool) {
 		status    remoteerrors.ErrUnexpectedStatus
 		header    tls.RecordHeaderError
 		network   net.Error
+		untrusted *trust.Error
 		text      = err.Error()
 	)
 	switch {
+	case errors.As(err, &untrusted):
+		return untrusted.Detail, false
+	case errors.Is(err, errNoTag):
+		return "the registry does not know this tag: check the image's name and tag", false
 	case errors.As(err, &authority):
 		return "the registry's certificate comes from an unknown authority: give its CA certificate in env.cacerts", false
 	case errors.As(err, &hostname):
@@ -116,13 +135,13 @@ func pullCause(err error) (detail string, retry bool) {
 		return "the registry is busy or broken: try again, or use another registry", true
 	case strings.Contains(text, "no match for platform"):
 		return "the image has no build for this machine's architecture: give the digest of one that has", false
-	case errors.Is(err, errOtherDigest), strings.Contains(text, "unexpected commit digest"), strings.Contains(text, "failed size validation"), strings.Contains(text, "unexpected commit size"):
+	case errors.Is(err, errOtherDigest), errors.Is(err, errEndless), strings.Contains(text, "read past expected size"), strings.Contains(text, "unexpected commit digest"), strings.Contains(text, "failed size validation"), strings.Contains(text, "unexpected commit size"):
 		return "the registry delivered other bytes than the digest promises: nothing of them is used", false
 	case strings.Contains(text, "short read"), strings.Contains(text, "unexpected EOF"), strings.Contains(text, "connection reset"):
 		return "the registry broke off in the middle: try again, or use another registry", true
 	case errdefs.IsNotFound(err):
 		return "the registry does not know this digest: check the image's name and digest", false
-	case outOfSpace(err), strings.Contains(text, "no space left"):
+	case errors.Is(err, errNoRoom), strings.Contains(text, errNoRoom.Error()), outOfSpace(err), strings.Contains(text, "no space left"):
 		return "the image does not fit into the guest's store: attach a scratch disk or a larger one, give the guest more memory, or make the image smaller", false
 	case errors.Is(err, context.DeadlineExceeded) && !isDial(err):
 		return "the pull took too long: check the way to the registry", false

@@ -231,3 +231,12 @@ const afVsock = unix.AF_VSOCK
 
 // outOfSpace says whether a local write failed for want of room.
 func outOfSpace(err error) bool { return errors.Is(err, unix.ENOSPC) }
+
+// freeBytes is what a file system has left.
+func freeBytes(path string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, fmt.Errorf("free room of the image store: %w", err)
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}

@@ -19,6 +19,7 @@ import (
 
 	"hpcr/agent/hpl"
 	"hpcr/contract/compose"
+	"hpcr/contract/trust"
 )
 
 // namespace is containerd's for all that is ours, and the name of the cgroup
@@ -29,8 +30,12 @@ const namespace = "hpcr"
 type Options struct {
 	Project *compose.Project
 	Auths   []Auth
-	TLS     *tls.Config // for registries: roots, versions, suites; nil = nothing can be pulled
-	Roots   []string    // folders that bind mounts are confined to, besides compose.Dir: the contract's volumes, /var/hyperprotect
+	Trust   trust.Policy
+	TLS     *tls.Config      // for registries: roots, versions, suites; nil = nothing can be pulled
+	Now     func() time.Time // with the time floor, for signatures; nil = the system's
+	Roots   []string         // folders that bind mounts are confined to, besides compose.Dir: the contract's volumes, /var/hyperprotect
+
+	Lookaside map[string]string // registry → https address of its images' simple signatures
 
 	// NewBridge makes one network of the project.
 	NewBridge  func(internal bool) (Bridge, error)
@@ -45,10 +50,14 @@ type Options struct {
 	Address string // containerd's socket; the daemon finds its shim by PATH
 	Runc    string // runc's path
 	State   string // small files of the containers, on a tmpfs
+	Store   string // containerd's root, where images lie
 	Volumes string // named and anonymous volumes
 	Made    string // folders that a bind mount asks for and the guest lacks
 	Netns   string // named network namespaces
 	Log     *slog.Logger
+
+	stall time.Duration         // stallLimit; tests are in a hurry
+	free  func() (int64, error) // bytes that Store has left
 }
 
 func (o *Options) defaults() {
@@ -56,6 +65,7 @@ func (o *Options) defaults() {
 		&o.Address: "/run/containerd/containerd.sock",
 		&o.Runc:    "/bin/runc",
 		&o.State:   "/run/hpcr/workload",
+		&o.Store:   "/var/lib/containerd",
 		&o.Volumes: "/var/lib/hpcr/volumes",
 		&o.Made:    "/var/lib/hpcr/made",
 		&o.Netns:   "/run/netns",
@@ -63,6 +73,15 @@ func (o *Options) defaults() {
 		if *p == "" {
 			*p = def
 		}
+	}
+	if o.stall == 0 {
+		o.stall = stallLimit
+	}
+	if o.free == nil {
+		o.free = func() (int64, error) { return freeBytes(o.Store) }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -36,7 +36,7 @@ services:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := asking.Resolve(t.Context()); err != nil {
+	if _, err := asking.Resolve(t.Context()); err != nil {
 		t.Errorf("a good image does not resolve: %v", err)
 	}
 	b.down(t, asking)
@@ -99,7 +99,7 @@ func TestPullRefusals(t *testing.T) {
 				}
 				defer b.down(t, w)
 				var early *hpl.Error
-				if err := w.Resolve(t.Context()); !errors.As(err, &early) || early.Line() != e.Line() {
+				if _, err := w.Resolve(t.Context()); !errors.As(err, &early) || early.Line() != e.Line() {
 					t.Errorf("Resolve says %v, Pull %v", early, e)
 				}
 			})

@@ -200,7 +200,11 @@ func verifiedWords(by string) string {
 	case contract.ByDigest:
 		return "pinned by its digest"
 	case contract.ByRHS:
-		return "signed, checked against images.rhs"
+		return "must be signed, by the key in images.rhs"
+	case contract.ByCosign:
+		return "must be signed, by the key in x-hpcr.images.cosign"
+	case contract.ByRHS + ", " + contract.ByCosign:
+		return "must be signed, by the keys in images.rhs and in x-hpcr.images.cosign"
 	default:
 		return "NOT VERIFIED: neither digest nor signature"
 	}

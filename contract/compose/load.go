@@ -19,18 +19,20 @@ import (
 
 	"hpcr/agent/hpl"
 	"hpcr/contract/archive"
+	"hpcr/contract/trust"
 )
 
 // Options are the image's policy as far as it touches a project.
 type Options struct {
-	Privileged bool // containers with power over the guest are allowed
+	Privileged bool         // containers with power over the guest are allowed
+	Trust      trust.Policy // for images without a literal digest
 }
 
 // Load reads the project out of the archive's files. The environment is the
 // contract's merged one; it is laid over a ".env" of the archive. Errors are
 // *hpl.Error, or several joined: HPL06008E without a compose file, HPL06009E for
-// what is wrong or not supported in it, HPL06010E for an image without a literal
-// digest.
+// what is wrong or not supported in it, HPL06010E for an image that has neither a
+// literal digest nor a key in Options.Trust.
 func Load(files []archive.File, env map[string]string, opt Options) (*Project, error) {
 	files, name, err := locate(files)
 	if err != nil {

@@ -38,11 +38,14 @@ func (l *load) service(p *types.Project, cfg types.ServiceConfig, digest string)
 			return Service{}, err
 		}
 	}
-	img, ok := image(cfg.Image, digest)
+	img, ok := ParseImage(cfg.Image, digest)
 	if !ok {
 		return Service{}, c.refuse("image", "the image is not a valid reference once its variables are filled in: check the variables that its name uses")
 	}
 	c.out.Image = img
+	if digest == "" && len(l.opt.Trust.For(c.out.Signed())) == 0 {
+		return Service{}, hpl.New("HPL06010E", c.out.Path("image"), unpinned)
+	}
 	return c.out, nil
 }
 

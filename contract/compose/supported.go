@@ -8,6 +8,7 @@ import (
 	"sort"
 	"strings"
 
+	"github.com/compose-spec/compose-go/v2/template"
 	"github.com/distribution/reference"
 
 	"hpcr/agent/hpl"
@@ -103,7 +104,10 @@ var pinnedRE = regexp.MustCompile(`^.+@sha256:([0-9a-f]{64})$`)
 // Pinned says whether a reference, as written, ends in a literal digest.
 func Pinned(image string) bool { return pinnedRE.MatchString(image) }
 
-// checkPinned wants a literal digest in every image, and returns them.
+const unpinned = "the image is neither pinned by a digest nor covered by a key: write it out as NAME@sha256: and 64 lower-case hex digits, or give its signer's key"
+
+// checkPinned wants a literal digest in every image, and returns them. Where
+// there are keys, "" stands for an image that one of them is for.
 func (l *load) checkPinned(raw map[string]any) (map[string]string, error) {
 	services, _ := raw["services"].(map[string]any)
 	digests := map[string]string{}
@@ -118,9 +122,9 @@ func (l *load) checkPinned(raw map[string]any) (map[string]string, error) {
 		switch {
 		case text == "":
 			errs = append(errs, hpl.New("HPL06009E", servicePath(l.doc.index[name], "image"), "the service has no image: give it one, with its digest"))
+		case m == nil && !l.covered(text):
+			errs = append(errs, hpl.New("HPL06010E", servicePath(l.doc.index[name], "image"), unpinned))
 		case m == nil:
-			errs = append(errs, hpl.New("HPL06010E", servicePath(l.doc.index[name], "image"),
-				"the image is not pinned by a digest: write it out as NAME@sha256: and 64 lower-case hex digits"))
 		default:
 			digests[name] = "sha256:" + m[1]
 		}
@@ -128,19 +132,38 @@ func (l *load) checkPinned(raw map[string]any) (map[string]string, error) {
 	return digests, errors.Join(errs...)
 }
 
-// ParseImage is image for a reference of which the digest is known.
-func ParseImage(text, digest string) (Image, bool) { return image(text, digest) }
+// covered says whether there is a key for an image, its variables filled in.
+func (l *load) covered(text string) bool {
+	if len(l.opt.Trust) == 0 {
+		return false
+	}
+	full, err := template.SubstituteWithOptions(text, func(name string) (string, bool) { v, ok := l.env[name]; return v, ok }, template.WithoutLogging)
+	if err != nil {
+		return false
+	}
+	s := Service{}
+	var ok bool
+	s.Image, ok = ParseImage(full, "")
+	return ok && len(l.opt.Trust.For(s.Signed())) > 0
+}
 
-// image parses the reference after interpolation; its digest must still be
-// the literal one.
-func image(text, digest string) (Image, bool) {
+// ParseImage parses a reference after interpolation. A literal digest must
+// still be its own; "" is none, and then the tag counts, by default "latest".
+func ParseImage(text, digest string) (Image, bool) {
 	named, err := reference.ParseNormalizedNamed(text)
 	if err != nil {
 		return Image{}, false
 	}
 	canonical, ok := named.(reference.Canonical)
-	if !ok || canonical.Digest().String() != digest {
+	switch {
+	case digest != "" && (!ok || canonical.Digest().String() != digest):
 		return Image{}, false
+	case ok && canonical.Digest().Algorithm() != "sha256":
+		return Image{}, false
+	case ok:
+		digest = canonical.Digest().String()
+	default:
+		named = reference.TagNameOnly(named)
 	}
 	img := Image{Name: named.Name(), Digest: digest}
 	if tagged, ok := named.(reference.Tagged); ok {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"hpcr/contract/archive"
+	"hpcr/contract/trust"
 )
 
 // Dir is where the guest keeps the project's files, and its working directory.
@@ -107,15 +108,25 @@ func servicePath(index int, field string) string {
 	return p
 }
 
-// Image is a pinned reference.
+// Image is what a container runs. Without a digest a signature must name one.
 type Image struct {
 	Name   string `json:"name"`          // normalised: "docker.io/library/nginx"
-	Tag    string `json:"tag,omitempty"` // for the owner's eyes; never resolved
-	Digest string `json:"digest"`        // "sha256:<64 hex>"
+	Tag    string `json:"tag,omitempty"` // resolved if there is no digest; else for the owner's eyes only
+	Digest string `json:"digest"`        // "sha256:<64 hex>"; "" = whichever the tag's signature names
 }
 
-// Ref is what is pulled: NAME@DIGEST.
-func (i Image) Ref() string { return i.Name + "@" + i.Digest }
+// Ref is what is asked for: NAME@DIGEST, or NAME:TAG without one.
+func (i Image) Ref() string {
+	if i.Digest == "" {
+		return i.Name + ":" + i.Tag
+	}
+	return i.Name + "@" + i.Digest
+}
+
+// Signed is the service's image as rules about signatures see it.
+func (s *Service) Signed() trust.Image {
+	return trust.NewImage(s.Image.Name, s.Image.Tag, s.Image.Digest, s.Pod != "")
+}
 
 // Var is one variable.
 type Var struct {

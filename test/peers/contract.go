@@ -26,6 +26,7 @@ type Workload struct {
 	Auths   map[string]Auth           `json:"auths,omitempty"`
 	Volumes map[string]WorkloadVolume `json:"volumes,omitempty"`
 	Env     map[string]string         `json:"env,omitempty"`
+	Images  map[string]any            `json:"images,omitempty"`
 	XHPCR   map[string]any            `json:"x-hpcr,omitempty"`
 }
 

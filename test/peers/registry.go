@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,8 +31,9 @@ type Registry struct {
 	client *http.Client
 	served chan error
 
-	mu       sync.Mutex
-	requests []string
+	mu         sync.Mutex
+	requests   []string
+	signatures map[string][]byte // by path
 }
 
 // StartRegistry starts a registry whose certificate ca issues. Close ends it.
@@ -72,6 +74,20 @@ func StartRegistry(ca *CA, user, password string) (*Registry, error) {
 // Guest is the registry's host:port as a guest names it in references, auths
 // and contracts.
 func (r *Registry) Guest() string { return net.JoinHostPort(GuestHost, strconv.Itoa(r.port)) }
+
+// Standard serves the registry on TLS's own port as well, where a guest reaches
+// it under GuestHost alone: references in images.rhs have no port. The caller
+// closes it.
+func (r *Registry) Standard(ctx context.Context) (io.Closer, error) {
+	var conf net.ListenConfig
+	l, err := conf.Listen(ctx, "tcp", net.JoinHostPort(Loopback, "443"))
+	if err != nil {
+		return nil, fmt.Errorf("listen for the registry: %w", err)
+	}
+	s := &http.Server{Handler: r.server.Handler, TLSConfig: r.server.TLSConfig.Clone(), ErrorLog: r.server.ErrorLog, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = s.ServeTLS(l, "", "") }() // ends with Close
+	return s, nil
+}
 
 // Host is the registry's host:port as a program on this machine names it.
 func (r *Registry) Host() string { return net.JoinHostPort(Loopback, strconv.Itoa(r.port)) }
@@ -160,7 +176,9 @@ func (r *Registry) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		noted := &status{ResponseWriter: w, code: http.StatusOK}
 		user, password, ok := req.BasicAuth()
-		if ok && same(user, r.User) && same(password, r.Password) {
+		if strings.HasPrefix(req.URL.Path, Lookaside+"/") {
+			r.signature(noted, req)
+		} else if ok && same(user, r.User) && same(password, r.Password) {
 			next.ServeHTTP(noted, req)
 		} else {
 			noted.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
