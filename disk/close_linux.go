@@ -93,7 +93,7 @@ func mappings() (map[string]string, error) {
 	all := map[string]string{}
 	for _, file := range files {
 		b, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
+		if gone(err) {
 			continue // just removed
 		}
 		if err != nil {

@@ -364,6 +364,10 @@ func ignoreUnmounted(err error) error {
 	return err
 }
 
+// gone is what the file of a mapping says of one that is being removed
+// (drivers/md/dm-sysfs.c).
+func gone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) }
+
 func busy(err error) bool { return errors.Is(err, unix.EBUSY) }
 
 // limitChild bounds a child of ours that works on a disk's content.
