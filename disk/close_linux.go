@@ -104,7 +104,7 @@ func mappings() (map[string]string, error) {
 	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if gone(err) {
-			continue
+			continue // just removed
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list mappings: %w", err)

@@ -364,6 +364,12 @@ func ignoreUnmounted(err error) error {
 	return err
 }
 
+// gone is what the file of a mapping says of one that is being removed
+// (drivers/md/dm-sysfs.c).
+func gone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL)
+}
+
 func busy(err error) bool { return errors.Is(err, unix.EBUSY) }
 
 // limitChild bounds a child of ours that works on a disk's content.
@@ -389,10 +395,4 @@ func availableKiB() (uint64, error) {
 		}
 	}
 	return 0, errors.New("no MemAvailable in meminfo")
-}
-
-// gone is what the kernel answers of a mapping that is being removed: of the
-// file, of the node behind it, of the mapping (dm-sysfs.c).
-func gone(err error) bool {
-	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL)
 }
