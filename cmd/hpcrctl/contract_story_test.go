@@ -24,7 +24,7 @@ func fillIn(t testing.TB, text string) string {
 	for field, value := range map[string]string{
 		"archive": b64(filepath.Join(vectors, "archives", archive)), "hostname": "logs.example.com",
 		"server": b64(key("ca.crt")), "cert": b64(syslog + "client.crt"), "key": b64(syslog + "client.key"),
-		"seed": "CANARY0123456789", "username": "CANARY-user", "password": "CANARY-password", "publicKey": "LS0tLS1CRUdJTg==",
+		"seed": "CANARY0123456789", "username": "CANARY-user", "password": "CANARY-password", "publicKey": b64("../../contract/trust/testdata/owner.asc"),
 		"image": "registry.example.com/web@sha256:" + strings.Repeat("a", 64), "ca": b64(key("ca.crt")), "attestationPublicKey": b64(key("attest-user.pub")),
 	} {
 		text = regexp.MustCompile(`(?m)^(\s*(?:- )?)`+field+`: FILL-IN$`).ReplaceAllString(text, "${1}"+field+": "+value)
