@@ -139,10 +139,10 @@ type testHub struct {
 
 const user, password = "puller", "t0ken-of-the-registry"
 
-func newHub(t *testing.T) *testHub {
+func newHub(t *testing.T, names ...string) *testHub {
 	t.Helper()
 	h := &testHub{}
-	h.ca, h.cert = makeCert(t)
+	h.ca, h.cert = makeCert(t, names...)
 	h.blobs = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if h.open != nil && h.open(w, r) {
@@ -167,7 +167,7 @@ func newHub(t *testing.T) *testHub {
 	return h
 }
 
-func makeCert(t *testing.T) (*x509.Certificate, tls.Certificate) {
+func makeCert(t *testing.T, names ...string) (*x509.Certificate, tls.Certificate) {
 	t.Helper()
 	key := func() *ecdsa.PrivateKey {
 		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -182,7 +182,7 @@ func makeCert(t *testing.T) (*x509.Certificate, tls.Certificate) {
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
 	}
 	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
+		SerialNumber: big.NewInt(2), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: names,
 		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	sign := func(c, by *x509.Certificate, pub *ecdsa.PublicKey) []byte {

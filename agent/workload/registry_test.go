@@ -302,7 +302,7 @@ func TestUnreliableRegistry(t *testing.T) {
 func TestRedirectedBlobs(t *testing.T) {
 	b := newBench(t)
 	ref := b.hub.push(t, "app", busybox(t, nil))
-	store := newHub(t)
+	store := newHub(t, "localhost")
 	var leaked, served atomic.Bool
 	store.open = func(w http.ResponseWriter, r *http.Request) bool {
 		served.Store(true)
