@@ -91,7 +91,7 @@ var walls = map[string]wall{
 			{"/proc/mounts", `(?m)^tmpfs /run tmpfs \S*nosuid,nodev`},
 			{"/proc/mounts", `(?m)^tmpfs /tmp tmpfs \S*nosuid,nodev,noexec`},
 			{"/proc/mounts", `(?m)^store /var/lib/containerd tmpfs \S*nosuid,nodev`},
-			{"/proc/mounts", `(?m)^hpcr /var/lib/hpcr tmpfs \S*nosuid,nodev`},
+			{"/proc/mounts", `(?m)^store /var/lib/hpcr tmpfs \S*nosuid,nodev`},
 			{"/proc/mounts", `(?m)^sysfs /sys sysfs \S*nosuid,nodev,noexec`},
 		},
 		attacks: map[string]string{"write the record": "EROFS", "remount the record": refused},
