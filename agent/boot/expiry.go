@@ -60,9 +60,6 @@ func (c certificate) watch(ctx context.Context, clock func() time.Time, say even
 // watchCertificates speaks of the ends of the certificates for as long as the
 // guest runs.
 func (g *Guest) watchCertificates(ctx context.Context) {
-	if end := g.plan.SignerNotAfter; !end.IsZero() {
-		g.ends = append(g.ends, certificate{name: "signing", schedule: contract.SignerSchedule(end), valid: "HPL12005I", ending: "HPL12006W", ended: "HPL12007W"})
-	}
 	for _, c := range g.ends {
 		go c.watch(ctx, g.now, g.Hub.Emit)
 	}
