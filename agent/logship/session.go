@@ -130,10 +130,10 @@ func (c *session) acked() uint64 {
 	}
 	total := c.written() // first: what is written meanwhile is not acknowledged
 	waiting, err := unacked(tcp)
-	if err != nil || uint64(waiting) > total {
-		return 0 // nothing is known for sure
+	if err != nil {
+		return total // by time alone, so that what is kept stays bounded
 	}
-	return total - uint64(waiting)
+	return total - min(uint64(waiting), total)
 }
 
 // abort closes at once and waits for the reader.

@@ -9,9 +9,9 @@ import (
 )
 
 // unacked is how many octets the other side's kernel has not acknowledged yet.
-func unacked(c *net.TCPConn) (n int, err error) {
+func unacked(c *net.TCPConn) (n uint32, err error) {
 	err = control(c, func(fd int) (err error) {
-		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		n, err = unix.IoctlGetUint32(fd, unix.SIOCOUTQ) // a C int, not Go's
 		return err
 	})
 	return n, err
