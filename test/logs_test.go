@@ -24,7 +24,7 @@ var logScenarios = []scenario.Scenario{{
 	Claim: "Counted at rsyslog, from numbers that the containers wrote: every line of the steady container arrives, in order; " +
 		"of the flood, arrived lines and the counts of the records of loss make up what was written. " +
 		"Lines carry the documented fields; kernel, agent and containers are told apart; no code of the container's arrives whole.",
-	Tier:  scenario.Core,
+	Tier:  scenario.Full,
 	Archs: []string{scenario.AMD64},
 	Cost:  60 * time.Second,
 	Run:   outage,

@@ -42,7 +42,6 @@ const (
 	RecordSigned      ID = "record.signed"
 	ChildEnded        ID = "child.ended"
 	Stopping          ID = "guest.stopping"
-	PortOpened        ID = "port.opened"
 )
 
 // Severity is that of RFC 5424 §6.2.1.
