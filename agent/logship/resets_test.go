@@ -1,6 +1,7 @@
 package logship
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -64,7 +66,14 @@ func TestResetsMidFrame(t *testing.T) {
 	cut.wg.Add(1)
 	go cut.serve()
 	defer func() { l.Close(); cut.wg.Wait() }()
-	s := open(t, config(t, a, a.issue(t, nil), l.Addr().(*net.TCPAddr).Port))
+	var way atomic.Value // the address that is dialled
+	way.Store(l.Addr().String())
+	s, err := Open(t.Context(), config(t, a, a.issue(t, nil), r.port), func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, way.Load().(string))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer s.Close()
 	web := s.Source(Origin{Name: "web", App: "web"})
 	const n = 40
@@ -81,9 +90,7 @@ func TestResetsMidFrame(t *testing.T) {
 			break
 		}
 	}
-	s.mu.Lock()
-	s.addr = r.addr()
-	s.mu.Unlock()
+	way.Store(r.addr())
 	r.waitLine(t, fmt.Sprintf("n=%d.", n-1))
 	numbers, form := map[int]string{}, regexp.MustCompile(`sequenceId="(\d+)".*\bn=(\d+)\. pad`)
 	for _, line := range r.lines(t) {
@@ -100,7 +107,10 @@ func TestResetsMidFrame(t *testing.T) {
 		}
 		numbers[i] = m[1]
 	}
-	if cut.cuts < 2 || len(numbers) != n {
-		t.Errorf("%d of %d messages after %d resets", len(numbers), n, cut.cuts)
+	cut.mu.Lock()
+	cuts := cut.cuts
+	cut.mu.Unlock()
+	if cuts < 2 || len(numbers) != n {
+		t.Errorf("%d of %d messages after %d resets", len(numbers), n, cuts)
 	}
 }
