@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"encoding/pem"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -129,13 +130,14 @@ func (r *run) certs(a at, missing hpl.Code, whose string) []byte {
 	}
 	raw, form, err := pemText(text)
 	blocks := pemBlocks(raw)
+	fix := "give the PEM certificate " + whose + ", or base64 of it"
 	if err != nil || len(blocks) == 0 {
-		r.failCause(err, "HPL01005E", a, "there is no PEM text in it", "give the PEM certificate "+whose+", or base64 of it")
+		r.failCause(err, "HPL01005E", a, noBlock(form), fix)
 		return nil
 	}
 	certs, err := certificates(blocks)
 	if err != nil || len(certs) == 0 {
-		r.failCause(err, missing, a, "there is no certificate in it", "give the PEM certificate "+whose+", or base64 of it")
+		r.failCause(err, missing, a, notCertificate(blocks[0].Type), fix)
 		return nil
 	}
 	r.pemWarnings(a, form)
@@ -164,21 +166,22 @@ func (r *run) privateKey(a at, cert []byte, whose string, codes keyCodes) (out *
 	blocks := pemBlocks(raw)
 	clear(raw)
 	if err != nil || len(blocks) == 0 {
-		r.failCause(err, codes.noPEM, a, "there is no PEM text in it", "give "+whose+" private key as PKCS#8 PEM, or base64 of it")
+		r.failCause(err, codes.noPEM, a, noBlock(form), "give "+whose+" private key as PKCS#8 PEM, or base64 of it")
 		return nil
 	}
 	b := firstPrivate(blocks)
 	if b == nil {
-		r.fail(codes.noKey, a, "there is no private key in it", "give "+whose+" private key as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
+		r.fail(codes.noKey, a, notKey(blocks[0].Type), "give "+whose+" private key as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
 		return nil
 	}
+	what := unreadable(b)
 	key, err := privateKey(b)
 	clear(b.Bytes)
 	if err == nil {
 		out, err = pkcs8PEM(key)
 	}
 	if err != nil {
-		r.failCause(err, codes.noKey, a, "the private key cannot be read", "give it unprotected, as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
+		r.failCause(err, codes.noKey, a, what, "give it unprotected, as PKCS#8 PEM: openssl pkcs8 -topk8 -nocrypt")
 		return nil
 	}
 	r.pemWarnings(a, form)
@@ -187,4 +190,45 @@ func (r *run) privateKey(a at, cert []byte, whose string, codes keyCodes) (out *
 		r.fail(codes.mismatch, a, whose+" key and certificate do not belong together", "give the key that the certificate was made for, and "+whose+" certificate first")
 	}
 	return out
+}
+
+// noBlock, notCertificate, notKey and unreadable say what users mistook for
+// what. The words are ours: nothing of the text is repeated.
+func noBlock(f pemForm) string {
+	if f.bare {
+		return "this is base64 without the lines -----BEGIN …----- and -----END …----- around it"
+	}
+	return "there is no PEM text in it"
+}
+
+func notCertificate(kind string) string {
+	switch {
+	case strings.HasSuffix(kind, "PRIVATE KEY"):
+		return "this is a private key and not a certificate: cert and key may be swapped"
+	case strings.HasSuffix(kind, "CERTIFICATE REQUEST"):
+		return "this is a request for a certificate, not the certificate that the authority made of it"
+	case kind == "CERTIFICATE":
+		return "the certificate in it is damaged"
+	}
+	return "there is no certificate in it"
+}
+
+func notKey(kind string) string {
+	switch {
+	case strings.HasSuffix(kind, "CERTIFICATE"):
+		return "this is a certificate and not a private key: cert and key may be swapped"
+	case strings.HasSuffix(kind, "PUBLIC KEY"):
+		return "this is the public key, not the private one"
+	}
+	return "there is no private key in it"
+}
+
+func unreadable(b *pem.Block) string {
+	switch {
+	case b.Type == "ENCRYPTED PRIVATE KEY" || b.Headers["DEK-Info"] != "":
+		return "the private key is protected by a passphrase, which nobody could type here"
+	case b.Type == "OPENSSH PRIVATE KEY":
+		return "this is a key in the form of ssh"
+	}
+	return "the private key cannot be read"
 }

@@ -19,6 +19,7 @@ import (
 type pemForm struct {
 	literalEscapes bool // backslash and n where line ends belong
 	damaged        bool // a trailer that is not quite one
+	bare           bool // DER without PEM's lines around it
 }
 
 const (
@@ -51,6 +52,7 @@ func pemText(s string) ([]byte, pemForm, error) {
 		if err != nil {
 			return nil, form, errNoPEM
 		}
+		form.bare = len(raw) > 1 && raw[0] == 0x30 && raw[1] >= 0x80 // a long SEQUENCE of ASN.1
 		s = string(raw)
 	}
 	return nil, form, errNoPEM

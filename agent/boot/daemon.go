@@ -24,6 +24,8 @@ type daemon struct {
 	log   *slog.Logger
 	ended func(err error) // told of each unexpected end; may be nil
 
+	output func(line []byte) // takes the child's own words; does not keep them
+
 	mu    sync.Mutex
 	child *os.Process
 }
@@ -137,7 +139,7 @@ func (d *daemon) once(ctx context.Context) error {
 	d.mu.Unlock()
 	lines := bufio.NewScanner(out)
 	for lines.Scan() { // a line beyond the scanner's limit ends the reading, not the child
-		d.log.Info("daemon output", "line", lines.Text())
+		d.output(lines.Bytes())
 	}
 	if _, err := io.Copy(io.Discard, out); err != nil && !errors.Is(err, context.Canceled) {
 		d.log.Debug("daemon output ended", "error", err)

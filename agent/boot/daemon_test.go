@@ -20,7 +20,7 @@ func TestDaemonIsStartedAgainAndStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	ends := make(chan error, 8)
-	d := daemon{path: script, log: slog.New(slog.DiscardHandler), ended: func(err error) { ends <- err }}
+	d := daemon{path: script, log: slog.New(slog.DiscardHandler), output: func([]byte) {}, ended: func(err error) { ends <- err }}
 	stop := d.start(t.Context())
 	for range 2 {
 		select {
@@ -65,7 +65,7 @@ func TestAHungDaemonIsKilledAndStartedAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ends := make(chan error, 8)
-			d := &daemon{path: child(t), log: slog.New(slog.DiscardHandler), ended: func(err error) { ends <- err }}
+			d := &daemon{path: child(t), log: slog.New(slog.DiscardHandler), output: func([]byte) {}, ended: func(err error) { ends <- err }}
 			stop := d.start(t.Context())
 			defer stop()
 			for d.running() == nil {

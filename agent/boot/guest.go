@@ -43,7 +43,8 @@ type Guest struct {
 	ends         []certificate
 
 	net     *network.Net
-	ship    *logship.Shipper
+	ship    *logship.Shipper // nil = no logging
+	kernel  *os.File         // its messages
 	volumes []*disk.Volume
 
 	disksEnd    chan struct{} // closed when phase disks has ended

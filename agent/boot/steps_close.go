@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hpcr/agent/attest"
+	"hpcr/agent/event"
 	"hpcr/agent/hpl"
 	"hpcr/agent/pid1"
 	"hpcr/agent/sandbox"
@@ -159,9 +161,12 @@ func (g *Guest) verifyContract(ctx context.Context) error {
 	}
 	g.verified, g.plan = v, v.Plan()
 	g.Console.Raw(fmt.Sprintf("%d token decrypted, %d encrypted token ignored", g.plan.TokensDecrypted, g.plan.TokensIgnored))
+	var digests []slog.Attr
 	for _, d := range g.plan.Digests {
 		g.record.Add(attest.Fact{Name: d.Name, SHA256: d.SHA256})
+		digests = append(digests, slog.String(d.Name, d.SHA256))
 	}
+	g.note(event.ContractVerified, event.Notice, "the contract is decrypted and verified; SHA-256 of what it is made of", digests...)
 	for _, w := range g.plan.Warnings {
 		g.warn(w)
 	}

@@ -14,7 +14,6 @@ import (
 
 	"hpcr/agent/event"
 	"hpcr/agent/hpl"
-	"hpcr/agent/logship"
 	"hpcr/contract"
 	"hpcr/network"
 )
@@ -22,7 +21,6 @@ import (
 const (
 	resolvConf = "/run/hpcr/resolv.conf" // changes with each lease, when / is read-only
 	healthPort = 9080
-	facility   = 1 // user-level messages, RFC 5424 §6.2.1
 )
 
 // openNetwork brings up the links and, since from here on somebody may ask,
@@ -125,45 +123,6 @@ func (g *Guest) setTime(context.Context) error {
 
 // checkExpiry looks again, now that the clock is as good as it gets.
 func (g *Guest) checkExpiry(context.Context) error { return g.verified.CheckExpiry(g.now()) }
-
-// openLog connects to the owner's log host and proves it by a probe.
-func (g *Guest) openLog(ctx context.Context) error {
-	s := g.plan.Syslog
-	if s == nil {
-		g.Console.Message("HPL01002W", "", "")
-		return nil
-	}
-	g.Console.Unit("hpcr-logging", "Configuring logging ...")
-	ship, err := logship.Open(ctx, logship.Config{
-		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname, Now: g.now,
-	}, nil)
-	s.Key.Wipe() // for connecting again, TLS keeps the key as numbers
-	if err != nil {
-		return err
-	}
-	g.ship = ship
-	g.Hub.Attach(func(e event.Event) {
-		ship.Send(logship.Message{
-			Time: e.Time, Facility: facility, Severity: int(e.Severity),
-			App: "hpcr-agent", ProcID: strconv.Itoa(os.Getpid()), MsgID: string(e.ID), Text: []byte(e.Line()),
-		})
-	})
-	g.Console.Message("HPL01010I", "", "")
-	g.Console.Unit("hpcr-logging", "Logging has been configured")
-	return nil
-}
-
-func (g *Guest) closeLog(ctx context.Context) error {
-	if g.ship == nil {
-		return nil
-	}
-	limited, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := g.ship.Drain(limited); err != nil {
-		g.log.Warn("the log was not delivered in full", "error", err)
-	}
-	return g.ship.Close()
-}
 
 // warn tells host and owner of a finding that does not stop the boot.
 func (g *Guest) warn(w contract.Warning) {

@@ -1,22 +1,18 @@
 package boot
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
 	"hpcr/agent/hpl"
-	"hpcr/agent/logship"
 	"hpcr/agent/sandbox"
 	"hpcr/agent/secret"
 	"hpcr/agent/workload"
@@ -28,7 +24,7 @@ import (
 // startContainerd starts the daemon, which is started again whenever it dies,
 // and connects to it.
 func (g *Guest) startContainerd(ctx context.Context) error {
-	d := &daemon{path: "/bin/containerd", group: sandbox.Daemon, log: g.log, ended: func(err error) {
+	d := &daemon{path: "/bin/containerd", group: sandbox.Daemon, log: g.log, output: g.daemonOutput("hpcr-containerd"), ended: func(err error) {
 		g.note(event.ChildEnded, event.Warning, "containerd ended and is started again", slog.String("cause", err.Error()))
 	}}
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -76,34 +72,8 @@ func (g *Guest) newWorkload(ctx context.Context) (*workload.Workload, error) {
 		NewBridge: func(internal bool) (workload.Bridge, error) {
 			return g.net.NewBridge(network.BridgeOptions{Internal: internal})
 		},
-		Output: g.output,
+		Output: g.output, StreamEnded: g.streamEnded,
 	})
-}
-
-// output is where a container's lines go: to the owner, or nowhere. They never
-// reach the console.
-func (g *Guest) output(service string, stderr bool) io.Writer {
-	if g.ship == nil {
-		return io.Discard
-	}
-	m := logship.Message{Facility: facility, Severity: int(event.Info), App: service, MsgID: "stdout"}
-	if stderr {
-		m.Severity, m.MsgID = int(event.Error), "stderr"
-	}
-	return lineSink{g.ship, m}
-}
-
-// lineSink turns each Write, which is one line, into one message.
-type lineSink struct {
-	ship *logship.Shipper
-	m    logship.Message
-}
-
-func (l lineSink) Write(p []byte) (int, error) {
-	m := l.m
-	m.Time, m.Text = time.Now(), bytes.TrimSuffix(p, []byte("\n"))
-	l.ship.Send(m)
-	return len(p), nil
 }
 
 func (g *Guest) stopContainerd(ctx context.Context) error {
@@ -152,7 +122,13 @@ func (g *Guest) pullImages(ctx context.Context) error {
 	for _, a := range g.plan.Auths {
 		a.Password.Wipe()
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	for _, s := range g.plan.Compose.Services {
+		g.note(event.ImageVerified, event.Notice, "an image has the content that its digest names", slog.String("service", s.Name), slog.String("image", s.Image.Ref()))
+	}
+	return nil
 }
 
 // startContainers writes the project's files and starts its services.
@@ -173,6 +149,12 @@ func (g *Guest) startContainers(ctx context.Context) error {
 	if err := g.work.Start(ctx); err != nil {
 		// Containers hold the volumes that are closed before containerd is.
 		return errors.Join(err, g.stopContainers(context.WithoutCancel(ctx)))
+	}
+	for _, s := range g.plan.Compose.Services {
+		for _, p := range s.Ports {
+			g.note(event.PortOpened, event.Notice, "a port of the guest leads to a container",
+				slog.String("service", s.Name), slog.Any("port", p.HostPort), slog.String("protocol", p.Proto))
+		}
 	}
 	return nil
 }
@@ -213,6 +195,7 @@ func writeProject(p *compose.Project) error {
 func (g *Guest) settle(context.Context) error {
 	g.watchCertificates(context.Background())
 	g.watchVolumes(context.Background())
+	g.watchLog(context.Background())
 	g.verified.Wipe()
 	g.plan = nil
 	debug.SetGCPercent(50) // from now on memory is dearer than time

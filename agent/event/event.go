@@ -20,11 +20,20 @@ type ID string
 // The ids in use.
 const (
 	Log               ID = "log" // free text of the agent's own logger
+	LogProbe          ID = "log.probe"
+	LogReconnected    ID = "log.reconnected"
+	LogLost           ID = "log.lost"
+	LogCounters       ID = "log.counters"
+	StreamEnded       ID = "stream.ended"
+	StreamBroken      ID = "stream.broken"
 	PhaseStarted      ID = "phase.started"
 	PhaseEnded        ID = "phase.ended"
 	PhaseFailed       ID = "phase.failed"
 	Verdict           ID = "boot.verdict"
 	ContractWarning   ID = "contract.warning"
+	ContractVerified  ID = "contract.verified"
+	ImageVerified     ID = "image.verified"
+	PortOpened        ID = "port.opened"
 	CertificateExpiry ID = "certificate.expiry"
 	VolumeOpened      ID = "volume.opened"
 	VolumeRolled      ID = "volume.rolled"
@@ -34,7 +43,6 @@ const (
 	RecordSigned      ID = "record.signed"
 	ChildEnded        ID = "child.ended"
 	Stopping          ID = "guest.stopping"
-	PortOpened        ID = "port.opened"
 )
 
 // Severity is that of RFC 5424 §6.2.1.

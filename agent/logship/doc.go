@@ -4,14 +4,19 @@
 //
 // It trusts the server only after its certificate has been verified by the
 // contract's authority and for the contract's host name. Text from containers
-// is not trusted: no control character of theirs reaches a frame.
+// is not trusted: no control character of theirs reaches a frame, and no code
+// of the agent's (HPLnnnnnE) does.
 //
-// Send never blocks and memory is bounded: when the server is away for long,
-// the oldest messages go and a message in their place says how many. Each
-// message carries a sequence number ([meta sequenceId], RFC 5424 §7.3.1), so
-// the receiver sees every loss and every repetition for itself.
+// Sending never blocks and memory is bounded. While the server is away
+// messages wait; when the bound is reached, the source that holds most of it
+// loses its oldest, and a record in their place says how many. Each message
+// carries a sequence number ([meta sequenceId], RFC 5424 §7.3.1), so the
+// receiver sees every loss and every repetition for itself.
 //
-// Not promised: RFC 5425 has no acknowledgement. What was written within
-// seconds before a connection broke is sent again, up to a bound, so after a
-// broken connection a message may arrive twice, with one number.
+// Not promised: RFC 5425 has no acknowledgement. Kept for repetition is what
+// the server's kernel has not acknowledged, or has within the last seconds, up
+// to a bound. What lies longer, or more of it, unread in the buffers of a server
+// that then dies is lost, and shows as a hole in the numbers only. After a
+// broken connection a message may arrive twice, with one number. The spool is
+// memory: it ends with the guest.
 package logship

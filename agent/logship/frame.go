@@ -1,18 +1,17 @@
 package logship
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // Facilities and severities of RFC 5424 §6.2.1 that the guest uses.
 const (
-	FacilityUser   = 1
-	FacilityDaemon = 3
-	FacilitySyslog = 5
+	FacilityKernel = 0
+	FacilityUser   = 1 // containers
+	FacilityDaemon = 3 // the agent and its children
+	FacilitySyslog = 5 // this package's own
 
 	SeverityError   = 3
 	SeverityWarning = 4
@@ -25,66 +24,151 @@ const (
 	// Octets of one SYSLOG-MSG. Receivers should take 8192 (RFC 5425 §4.3.1),
 	// but rsyslogd as shipped cuts at 8096.
 	maxMessage = 8000
-	maxText    = 256 << 10 // octets of one Message's text, before splitting
+	maxText    = 256 << 10 // octets of one Entry's text, before splitting
+	maxParam   = 300       // octets of one parameter of structured data
+	maxParams  = 8
 	maxSeqID   = 1<<31 - 1 // RFC 5424 §7.3.1
-	nilValue   = "-"
+
+	// sdID names our structured data. 32473 is RFC 5612's number for examples:
+	// we have none.
+	sdID = "hpcr@32473"
 )
 
-// Message is one entry of the log. Empty fields become "-".
-type Message struct {
-	Time     time.Time // zero = now
-	Facility int       // 1–23; 0, the kernel's, becomes the user facility
-	Severity int       // 0–7; 0 is an emergency
+// Origin is what all messages of a source have in common. Empty fields become "-".
+type Origin struct {
+	Name     string // for records of loss, and unique
+	Facility int    // 0–23
 	App      string
 	ProcID   string
-	MsgID    string
-	Text     []byte // not kept
+	Data     []Param // at most 8, each cut at 300 octets
+	Foreign  bool    // the text is not the agent's own; with FacilityUser App is not either
 }
 
-// frames renders m as one or more frames, each at most maxMessage octets
-// without its length, and returns the sequence number after the last one used.
-func frames(m Message, host string, seq uint32) ([][]byte, uint32) {
-	if m.Time.IsZero() {
-		m.Time = time.Now()
+// Param is one parameter of structured data. Name is a constant of ours.
+type Param struct{ Name, Value string }
+
+// Entry is one line of the log, or a piece of one.
+type Entry struct {
+	Time     time.Time // zero = now
+	Severity int       // 0–7
+	MsgID    string
+	Text     []byte // not kept
+	More     bool   // the line goes on in the source's next entry
+}
+
+// ownApps begins the APP-NAMEs of the agent and its children.
+const ownApps = "hpcr-"
+
+// appName keeps a container's name apart from the agent's and the kernel's.
+func (o Origin) appName() string {
+	if o.Foreign && o.Facility == FacilityUser && (strings.HasPrefix(o.App, ownApps) || o.App == "kernel") {
+		return "service/" + o.App
 	}
-	facility, severity := m.Facility, m.Severity
-	if facility <= 0 || facility > 23 {
-		facility = FacilityUser
+	return o.App
+}
+
+// form is an origin rendered once: the header's end and the structured data.
+type form struct {
+	facility int
+	ids      []byte // HOSTNAME APP-NAME PROCID, each with a blank after it
+	data     []byte // parameters, each with a blank before it
+	foreign  bool
+}
+
+func newForm(o Origin, host string) form {
+	f := form{facility: o.Facility, foreign: o.Foreign}
+	if f.facility < 0 || f.facility > 23 {
+		f.facility = FacilityUser
 	}
+	f.ids = append(appendField(f.ids, host, 255), ' ')
+	f.ids = append(appendField(f.ids, o.appName(), 48), ' ')
+	f.ids = append(appendField(f.ids, o.ProcID, 128), ' ')
+	for _, p := range o.Data[:min(len(o.Data), maxParams)] {
+		f.data = appendParam(f.data, p.Name, p.Value)
+	}
+	return f
+}
+
+const seqStart = `[meta sequenceId="`
+
+// render writes e as one or more messages that lack only their number, each at
+// most maxMessage octets with it. part is the number of parts that the line
+// had in entries before; the count after this one is returned, 0 at a line's end.
+func (f form) render(e Entry, part int) (out []*item, parts int) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	severity := e.Severity
 	if severity < 0 || severity > 7 {
 		severity = SeverityNotice
 	}
-	head := fmt.Sprintf("<%d>1 %s %s %s %s %s ", facility*8+severity,
-		m.Time.UTC().Format("2006-01-02T15:04:05.000000Z"),
-		field(host, 255), field(m.App, 48), field(m.ProcID, 128), field(m.MsgID, 32))
-	text, cut := sanitize(m.Text)
-
-	// Room for the longest structured data, so that parts need no second look.
-	const sdRoom = len(`[meta sequenceId="2147483647"][hpcr@32473 part="999/999" cut="9999999999"] `)
-	parts := split(text, maxMessage-len(head)-sdRoom)
-	out := make([][]byte, 0, len(parts))
-	for i, part := range parts {
-		sd := fmt.Sprintf(`[meta sequenceId="%d"]`, seq)
-		seq = nextSeq(seq)
-		var own []string
-		if len(parts) > 1 {
-			own = append(own, fmt.Sprintf(`part="%d/%d"`, i+1, len(parts)))
-		}
-		if cut > 0 && i == len(parts)-1 {
-			own = append(own, fmt.Sprintf(`cut="%d"`, cut))
-		}
-		if own != nil {
-			sd += "[hpcr@32473 " + strings.Join(own, " ") + "]" // 32473: RFC 5612's number for examples, we have none
-		}
-		msg := head + sd
-		if len(part) > 0 {
-			msg += " " + part
-		}
-		frame := strconv.AppendInt(make([]byte, 0, len(msg)+6), int64(len(msg)), 10)
-		frame = append(frame, ' ')
-		out = append(out, append(frame, msg...))
+	text, cut := e.Text, 0
+	if len(text) > maxText {
+		end := cutRune(text, maxText)
+		text, cut = text[:end], len(text)-end
 	}
-	return out, seq
+	head := make([]byte, 0, 64+len(f.ids))
+	head = append(strconv.AppendInt(append(head, '<'), int64(f.facility*8+severity), 10), ">1 "...)
+	head = append(e.Time.UTC().AppendFormat(head, "2006-01-02T15:04:05.000000Z"), ' ')
+	head = append(head, f.ids...)
+	head = append(appendField(head, e.MsgID, 32), ' ')
+	head = append(head, seqStart...)
+
+	const extra = len(`2147483647"]`) + len(`[`+sdID+` part="9223372036854775807" more="false" cut="9999999999"] `)
+	room := maxMessage - len(head) - len(f.data) - extra
+	clean := text
+	if !plain(text, f.foreign) {
+		clean = appendText(make([]byte, 0, len(text)+32), text, f.foreign)
+	}
+	for first := true; first || len(clean) > 0; first = false { // no text is one message, too
+		n := cutRune(clean, room)
+		more := e.More || n < len(clean)
+		it := &item{cut: len(head), at: time.Now()}
+		b := make([]byte, 0, len(head)+len(f.data)+n+len(extraSD))
+		b = append(append(b, head...), `"]`...)
+		if len(f.data) > 0 || more || part > 0 || cut > 0 {
+			b = append(append(b, `[`+sdID...), f.data...)
+			if more || part > 0 {
+				part++
+				b = append(strconv.AppendInt(append(b, ` part="`...), int64(part), 10), `" more="`...)
+				b = append(strconv.AppendBool(b, more), '"')
+			}
+			if cut > 0 && n == len(clean) {
+				b = append(strconv.AppendInt(append(b, ` cut="`...), int64(cut), 10), '"')
+			}
+			b = append(b, ']')
+		}
+		if n > 0 {
+			b = append(append(b, ' '), clean[:n]...)
+		}
+		it.msg, clean = b, clean[n:]
+		out = append(out, it)
+	}
+	if !e.More {
+		part = 0
+	}
+	return out, part
+}
+
+const extraSD = `"][` + sdID + ` part="99999" more="false"] `
+
+// plain says that appendText would change nothing.
+func plain(text []byte, foreign bool) bool {
+	for i, c := range text {
+		if (c < ' ' && c != '\t') || c >= 0x7f || foreign && c == 'H' && looksLikeCode(text[i:]) {
+			return false
+		}
+	}
+	return true
+}
+
+// appendFrame writes an item with its number and RFC 5425's length before it.
+func (it *item) appendFrame(b []byte) []byte {
+	var digits [10]byte
+	seq := strconv.AppendUint(digits[:0], uint64(it.seq), 10)
+	b = strconv.AppendInt(b, int64(len(it.msg)+len(seq)), 10)
+	b = append(append(b, ' '), it.msg[:it.cut]...)
+	return append(append(b, seq...), it.msg[it.cut:]...)
 }
 
 func nextSeq(seq uint32) uint32 {
@@ -92,65 +176,4 @@ func nextSeq(seq uint32) uint32 {
 		return 1
 	}
 	return seq + 1
-}
-
-// field keeps printable ASCII without blanks (RFC 5424 PRINTUSASCII).
-func field(s string, limit int) string {
-	b := make([]byte, 0, min(len(s), limit))
-	for i := 0; i < len(s) && len(b) < limit; i++ {
-		c := s[i]
-		if c < 33 || c > 126 {
-			c = '_'
-		}
-		b = append(b, c)
-	}
-	if len(b) == 0 {
-		return nilValue
-	}
-	return string(b)
-}
-
-// sanitize makes valid UTF-8 without anything that a terminal or a line-based
-// file would obey: control characters (tab excepted), line and paragraph
-// separators and direction overrides are written out as \xNN or \uNNNN. It
-// says how many octets beyond maxText were left out.
-func sanitize(text []byte) (string, int) {
-	cut := 0
-	if len(text) > maxText {
-		end := maxText
-		for end > maxText-utf8.UTFMax && !utf8.RuneStart(text[end]) {
-			end--
-		}
-		cut = len(text) - end
-		text = text[:end]
-	}
-	var b strings.Builder
-	b.Grow(len(text))
-	for len(text) > 0 {
-		r, size := utf8.DecodeRune(text)
-		switch {
-		case r == utf8.RuneError && size <= 1, r < ' ' && r != '\t', r == 0x7f:
-			fmt.Fprintf(&b, `\x%02x`, text[0])
-		case r >= 0x80 && r < 0xa0, r == 0x2028, r == 0x2029, r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r == 0xfeff:
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.Write(text[:size])
-		}
-		text = text[size:]
-	}
-	return b.String(), cut
-}
-
-// split cuts at rune boundaries; an empty text is one empty part.
-func split(s string, limit int) []string {
-	var parts []string
-	for len(s) > limit {
-		end := limit
-		for end > limit-utf8.UTFMax && !utf8.RuneStart(s[end]) {
-			end--
-		}
-		parts = append(parts, s[:end])
-		s = s[end:]
-	}
-	return append(parts, s)
 }

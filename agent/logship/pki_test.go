@@ -28,7 +28,7 @@ type authority struct {
 
 type leaf struct{ cert, key []byte } // PEM, PKCS#8
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -37,7 +37,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return k
 }
 
-func newAuthority(t *testing.T, name string) *authority {
+func newAuthority(t testing.TB, name string) *authority {
 	t.Helper()
 	key := newKey(t)
 	tmpl := &x509.Certificate{
@@ -57,12 +57,12 @@ func newAuthority(t *testing.T, name string) *authority {
 }
 
 // issue signs a certificate for a server (with names or addresses) or a client.
-func (a *authority) issue(t *testing.T, change func(*x509.Certificate)) leaf {
+func (a *authority) issue(t testing.TB, change func(*x509.Certificate)) leaf {
 	t.Helper()
 	return a.issueFor(t, newKey(t), change)
 }
 
-func (a *authority) issueFor(t *testing.T, key crypto.Signer, change func(*x509.Certificate)) leaf {
+func (a *authority) issueFor(t testing.TB, key crypto.Signer, change func(*x509.Certificate)) leaf {
 	t.Helper()
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "test"},
@@ -81,7 +81,7 @@ func (a *authority) issueFor(t *testing.T, key crypto.Signer, change func(*x509.
 	return leaf{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM(t, key)}
 }
 
-func keyPEM(t *testing.T, key any) []byte {
+func keyPEM(t testing.TB, key any) []byte {
 	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -90,7 +90,7 @@ func keyPEM(t *testing.T, key any) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
-func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
+func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
 	t.Helper()
 	k, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
@@ -100,14 +100,14 @@ func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
 }
 
 // config for a server at 127.0.0.1 whose authority is a.
-func config(t *testing.T, a *authority, client leaf, port int) Config {
+func config(t testing.TB, a *authority, client leaf, port int) Config {
 	t.Helper()
 	key := secret.New(append([]byte(nil), client.key...))
 	t.Cleanup(key.Wipe)
 	return Config{Host: "127.0.0.1", Port: port, CA: a.pem, Cert: client.cert, Key: key, Hostname: "guest-1"}
 }
 
-func file(t *testing.T, dir, name string, data []byte) string {
+func file(t testing.TB, dir, name string, data []byte) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -117,7 +117,7 @@ func file(t *testing.T, dir, name string, data []byte) string {
 }
 
 // freePort is one that nobody uses now.
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -237,7 +238,8 @@ func TestNeverPlain(t *testing.T) {
 }
 
 // TestGap: a server that stops reading costs memory up to the bound; then the
-// oldest go, and the message in their place says how many.
+// source that holds most loses its oldest, records in their place count them
+// exactly, and the quiet source loses nothing.
 func TestGap(t *testing.T) {
 	a := newAuthority(t, "a")
 	srv := a.issue(t, nil)
@@ -269,36 +271,66 @@ func TestGap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const n = ringMessages + 500
+	const n, quiet = spoolBytes/1100 + 500, 50
 	begin := time.Now()
+	chatty, calm := s.Source(Origin{Name: "chatty"}), s.Source(Origin{Name: "calm"})
+	pad := strings.Repeat(" pad", 220)
 	for i := range n {
-		s.Send(Message{Text: fmt.Appendf(nil, "m%d", i)})
+		chatty.Send(Entry{Text: fmt.Appendf(nil, "m%d%s", i, pad)})
+		if i%(n/quiet) == 0 && i/(n/quiet) < quiet {
+			calm.Send(Entry{Text: fmt.Appendf(nil, "calm %d", i/(n/quiet))})
+		}
 	}
-	if took := time.Since(begin); took > 20*time.Second {
+	if took := time.Since(begin); took > 8*time.Second { // the writer's patience is ten
 		t.Errorf("sending blocked: %v", took)
+	}
+	if st := s.Stats(); st.Lost == 0 || st.SpooledSize > spoolBytes || st.Spooled == 0 || st.Lag <= 0 || !st.Connected {
+		t.Errorf("while the server is stuck: %+v", st)
 	}
 	close(stuck)
 	drain(t, s)
+	stats := s.Stats()
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
 	msgs := <-done
-	arrived, lost := 0, 0
+	arrived, lost, holes, last, calmNext := 0, 0, 0, 0, 0
+	numbers := map[int]bool{}
 	for _, m := range msgs {
+		number, err := strconv.Atoi(seqID.FindStringSubmatch(m)[1])
+		if err != nil || numbers[number] {
+			t.Fatalf("number of %.200q: %v", m, err)
+		}
+		numbers[number], last = true, max(last, number)
 		var k int
-		if i := strings.Index(m, "] "); i < 0 {
-			t.Fatalf("%q", m)
-		} else if _, err := fmt.Sscanf(m[i+2:], "m%d", &k); err == nil {
+		text := m[strings.Index(m, "] ")+2:]
+		if _, err := fmt.Sscanf(text, "m%d", &k); err == nil {
 			arrived++
-		} else if _, err := fmt.Sscanf(m[i+2:], "%d log messages were lost here", &k); err == nil {
+		} else if _, err := fmt.Sscanf(text, "calm %d", &k); err == nil {
+			if k != calmNext {
+				t.Errorf("calm %d, want %d", k, calmNext)
+			}
+			calmNext++
+		} else if _, err := fmt.Sscanf(text, "%d log messages of one source were lost here", &k); err == nil {
+			if !strings.Contains(m, fmt.Sprintf(`[hpcr@32473 lost="%d" source="chatty"]`, k)) {
+				t.Errorf("%q", m)
+			}
 			lost += k
 		}
 	}
-	if lost == 0 || arrived+lost != n {
-		t.Errorf("%d arrived, %d counted as lost, %d sent", arrived, lost, n)
+	for i := 1; i <= last; i++ {
+		if !numbers[i] {
+			holes++
+		}
 	}
-	if _, err := fmt.Sscanf(msgs[len(msgs)-1][strings.Index(msgs[len(msgs)-1], "] ")+2:], "m%d", new(int)); err != nil {
-		t.Errorf("the newest did not arrive: %q", msgs[len(msgs)-1])
+	if lost == 0 || arrived+lost != n || holes != lost || int(stats.Lost) != lost || calmNext != quiet {
+		t.Errorf("%d arrived, %d counted as lost (%d by the statistics), %d numbers missing, %d sent; %d of %d of the calm source", arrived, lost, stats.Lost, holes, n, calmNext, quiet)
 	}
-	s.Send(Message{Text: []byte("after Close")})
+	if int(stats.Sent) != len(msgs)-1 || stats.Spooled != 0 || stats.Repeated != 0 {
+		t.Errorf("%d messages, %+v", len(msgs), stats)
+	}
+	if !strings.Contains(msgs[len(msgs)-1], fmt.Sprintf("m%d ", n-1)) {
+		t.Errorf("the newest did not arrive last: %.200q", msgs[len(msgs)-1])
+	}
+	chatty.Send(Entry{Text: []byte("after Close")})
 }

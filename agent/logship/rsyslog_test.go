@@ -29,12 +29,24 @@ type rsyslog struct {
 	out  bytes.Buffer
 }
 
-func newRsyslog(t *testing.T, a *authority, server leaf) *rsyslog {
+func newRsyslog(t testing.TB, a *authority, server leaf) *rsyslog {
 	t.Helper()
 	if _, err := exec.LookPath("rsyslogd"); err != nil {
 		t.Fatalf("%v: install the test tools with 'make deps'", err)
 	}
 	r := &rsyslog{dir: t.TempDir(), port: freePort(t)}
+	r.configure(t, a, server)
+	t.Cleanup(func() {
+		r.stop(t)
+		if t.Failed() {
+			t.Logf("rsyslogd:\n%s", r.out.String())
+		}
+	})
+	return r
+}
+
+func (r *rsyslog) configure(t testing.TB, a *authority, server leaf) {
+	t.Helper()
 	conf := fmt.Sprintf(`global(
   workDirectory="%[1]s"
   DefaultNetstreamDriver="gtls"
@@ -48,16 +60,9 @@ input(type="imtcp" address="127.0.0.1" port="%[5]d" ruleset="remote")
 ruleset(name="remote") { action(type="omfile" file="%[1]s/log" template="parsed") }
 `, r.dir, file(t, r.dir, "ca.pem", a.pem), file(t, r.dir, "cert.pem", server.cert), file(t, r.dir, "key.pem", server.key), r.port)
 	file(t, r.dir, "conf", []byte(conf))
-	t.Cleanup(func() {
-		r.stop(t)
-		if t.Failed() {
-			t.Logf("rsyslogd:\n%s", r.out.String())
-		}
-	})
-	return r
 }
 
-func (r *rsyslog) start(t *testing.T) {
+func (r *rsyslog) start(t testing.TB) {
 	t.Helper()
 	r.cmd = exec.Command("rsyslogd", "-n", "-f", filepath.Join(r.dir, "conf"), "-i", filepath.Join(r.dir, "pid"))
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.out
@@ -78,7 +83,7 @@ func (r *rsyslog) start(t *testing.T) {
 
 func (r *rsyslog) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)) }
 
-func (r *rsyslog) stop(t *testing.T) {
+func (r *rsyslog) stop(t testing.TB) {
 	t.Helper()
 	if r.cmd == nil {
 		return
@@ -115,7 +120,7 @@ func (r *rsyslog) waitLine(t *testing.T, text string) string {
 	return ""
 }
 
-func open(t *testing.T, c Config) *Shipper {
+func open(t testing.TB, c Config) *Shipper {
 	t.Helper()
 	s, err := Open(t.Context(), c, nil)
 	if err != nil {
@@ -139,28 +144,28 @@ func TestRsyslog(t *testing.T) {
 	r.start(t)
 	s := open(t, config(t, a, a.issue(t, nil), r.port))
 	defer s.Close()
-	s.Send(Message{Facility: FacilityDaemon, Severity: SeverityWarning, App: "hpcr-disk-mount", ProcID: "7", MsgID: "HPL07003I", Text: []byte("mounted")})
-	w := s.Writer("web", SeverityInfo)
-	fmt.Fprintf(w, "first\r\nsec")
-	fmt.Fprintf(w, "ond\nno end")
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s.Send(Message{Severity: SeverityInfo, App: "evil app", Text: []byte("a\n<0>1 - fake\x1b[2J\x9b\x00")})
+	s.Source(Origin{Name: "disk", Facility: FacilityDaemon, App: "hpcr-disk-mount", ProcID: "7"}).Send(Entry{Severity: SeverityWarning, MsgID: "HPL07003I", Text: []byte("mounted")})
+	web := s.Source(Origin{Name: "web", Facility: FacilityUser, App: "web", Foreign: true, Data: []Param{{"service", "web"}, {"stream", "stdout"}}})
+	web.Send(Entry{Severity: SeverityInfo, Text: []byte("first")})
+	web.Send(Entry{Severity: SeverityInfo, Text: []byte("sec"), More: true})
+	web.Send(Entry{Severity: SeverityInfo, Text: []byte("ond")})
+	s.Source(Origin{Name: "evil", Facility: FacilityUser, App: "evil app", Foreign: true}).Send(Entry{Severity: SeverityInfo, Text: []byte("a\n<0>1 - fake\x1b[2J\x9b\x00 HPL11000E")})
+	s.Source(Origin{Name: "kernel", App: "kernel"}).Send(Entry{Severity: SeverityInfo, Text: []byte("oops")})
 	long := strings.Repeat("grüße ", 2900)
-	s.Send(Message{Severity: SeverityInfo, App: "long", Text: []byte(long)})
+	s.Source(Origin{Name: "long", Facility: FacilityUser, App: "long"}).Send(Entry{Severity: SeverityInfo, Text: []byte(long)})
 	drain(t, s)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.waitLine(t, `part="3/3"`)
+	r.waitLine(t, `part="3" more="false"`)
 	want := []string{
-		`46|guest-1|hpcr-logging|-|PROBE|[meta sequenceId="1"]|authentication probe`,
+		`46|guest-1|hpcr-logging|-|log.probe|[meta sequenceId="1"]|authentication probe`,
 		`28|guest-1|hpcr-disk-mount|7|HPL07003I|[meta sequenceId="2"]|mounted`,
-		`14|guest-1|web|-|-|[meta sequenceId="3"]|first`,
-		`14|guest-1|web|-|-|[meta sequenceId="4"]|second`,
-		`14|guest-1|web|-|-|[meta sequenceId="5"]|no end`,
-		`14|guest-1|evil_app|-|-|[meta sequenceId="6"]|a\x0a<0>1 - fake\x1b[2J\x9b\x00`,
+		`14|guest-1|web|-|-|[meta sequenceId="3"][hpcr@32473 service="web" stream="stdout"]|first`,
+		`14|guest-1|web|-|-|[meta sequenceId="4"][hpcr@32473 service="web" stream="stdout" part="1" more="true"]|sec`,
+		`14|guest-1|web|-|-|[meta sequenceId="5"][hpcr@32473 service="web" stream="stdout" part="2" more="false"]|ond`,
+		`14|guest-1|evil_app|-|-|[meta sequenceId="6"]|a\x0a<0>1 - fake\x1b[2J\x9b\x00 \u0048PL11000E`,
+		`6|guest-1|kernel|-|-|[meta sequenceId="7"]|oops`,
 	}
 	got := r.lines(t)
 	if len(got) != len(want)+3 {
@@ -173,7 +178,7 @@ func TestRsyslog(t *testing.T) {
 	}
 	var joined strings.Builder
 	for i, line := range got[len(want):] {
-		head := fmt.Sprintf(`14|guest-1|long|-|-|[meta sequenceId="%d"][hpcr@32473 part="%d/3"]|`, 7+i, i+1)
+		head := fmt.Sprintf(`14|guest-1|long|-|-|[meta sequenceId="%d"][hpcr@32473 part="%d" more="%v"]|`, 8+i, i+1, i < 2)
 		rest, ok := strings.CutPrefix(line, head)
 		if !ok {
 			t.Fatalf("part %d: %.120q", i+1, line)
@@ -196,10 +201,11 @@ func TestServerRestart(t *testing.T) {
 	s := open(t, config(t, a, a.issue(t, nil), r.port))
 	defer s.Close()
 	n := 0
+	web := s.Source(Origin{Name: "web", App: "web"})
 	send := func(count int) {
 		for range count {
 			n++
-			s.Send(Message{Severity: SeverityInfo, App: "web", Text: fmt.Appendf(nil, "message %d.", n)})
+			web.Send(Entry{Severity: SeverityInfo, Text: fmt.Appendf(nil, "message %d.", n)})
 		}
 	}
 	send(500)
@@ -241,7 +247,44 @@ func TestServerRestart(t *testing.T) {
 		}
 	}
 	r2 := strings.Join(r.lines(t), "\n")
-	if !strings.Contains(r2, "|RECONNECT|") {
+	if !strings.Contains(r2, "|log.reconnected|") {
 		t.Error("the reconnection is not told")
+	}
+}
+
+// TestServerHangs: a server that stops reading, while its kernel goes on to
+// acknowledge, and then dies, costs nothing.
+func TestServerHangs(t *testing.T) {
+	a := newAuthority(t, "logs")
+	r := newRsyslog(t, a, a.issue(t, nil))
+	r.start(t)
+	s := open(t, config(t, a, a.issue(t, nil), r.port))
+	defer s.Close()
+	web := s.Source(Origin{Name: "web", App: "web"})
+	web.Send(Entry{Text: []byte("before.")})
+	r.waitLine(t, "before.")
+	if err := r.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	const n = 60
+	for i := range n {
+		web.Send(Entry{Text: fmt.Appendf(nil, "while it hangs %d.", i)})
+		time.Sleep(100 * time.Millisecond)
+	}
+	drain(t, s) // all of it is written
+	if err := r.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.cmd.Wait()
+	r.start(t)
+	r.waitLine(t, "|log.reconnected|")
+	got := strings.Join(r.lines(t), "\n")
+	for i := range n {
+		if !strings.Contains(got, fmt.Sprintf("while it hangs %d.", i)) {
+			t.Errorf("message %d is lost", i)
+		}
+	}
+	if st := s.Stats(); st.Repeated < n || st.Reconnects != 1 || st.Lost != 0 {
+		t.Errorf("%+v", st)
 	}
 }

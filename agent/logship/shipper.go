@@ -1,19 +1,16 @@
 package logship
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"strconv"
 	"sync"
 	"time"
 
+	"hpcr/agent/event"
 	"hpcr/agent/secret"
 )
 
@@ -21,19 +18,11 @@ import (
 const DefaultPort = 6514
 
 const (
-	dialLimit     = 15 * time.Second // to connect, TLS included
-	writeLimit    = 10 * time.Second
-	closeLimit    = time.Second // for the server to take what is on its way
-	minProbeWait  = 200 * time.Millisecond
-	maxProbeWait  = 2 * time.Second
-	minBackoff    = time.Second
-	maxBackoff    = time.Minute
-	batchBytes    = 32 << 10
-	recentFor     = 5 * time.Second
-	recentBytes   = 1 << 20
-	ownApp        = "hpcr-logging"
-	probeText     = "authentication probe"
-	maxLineLength = 64 << 10
+	minBackoff = time.Second
+	maxBackoff = time.Minute
+	batchBytes = 32 << 10
+	settleTick = time.Second
+	ownApp     = "hpcr-logging"
 )
 
 // Config is /env/logging/syslog. Key stays the caller's: Open copies what it
@@ -57,16 +46,48 @@ type Shipper struct {
 	host string
 	tls  *tls.Config
 	dial DialFunc
+	own  *Source
 
 	wake   chan struct{}
 	cancel context.CancelFunc
 	done   chan struct{}
 
 	mu     sync.Mutex
-	queue  ring
-	seq    uint32 // the next sequenceId
-	busy   bool   // a batch is being written
+	spool  spool
+	repeat []*item // of a broken connection; they go before the spool
+	seq    uint32  // the next sequenceId
+	busy   bool    // a batch is being written
 	closed bool
+	stats  Stats // the counters of it
+}
+
+// Stats are the shipper's counters, since Open. The gauges are of now.
+type Stats struct {
+	Sent       uint64 // messages written to a connection
+	Repeated   uint64 // written again after a break
+	Lost       uint64 // dropped for want of room; each is a hole in the numbers
+	Reconnects uint64
+
+	Connected   bool
+	Spooled     int           // messages that wait
+	SpooledSize int           // their octets, with what each costs
+	Lag         time.Duration // how long the oldest of them has waited
+}
+
+// Source is one origin of messages, with its share of the spool.
+type Source struct {
+	ship *Shipper
+	name string
+	form form
+
+	mu   sync.Mutex // orders entries; taken before the shipper's
+	part int        // of an unfinished line
+
+	// The shipper's lock guards these.
+	first, last *item
+	n, bytes    int
+	gap         uint64 // lost since the last record of loss
+	lost        uint64
 }
 
 // Open connects, authenticates both sides, sends the probe message and waits
@@ -79,6 +100,7 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 	if err != nil {
 		return nil, err
 	}
+	config.DynamicRecordSizingDisabled = true
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
@@ -95,6 +117,7 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 		done: make(chan struct{}),
 		seq:  1,
 	}
+	s.own = s.Source(Origin{Name: ownApp, Facility: FacilitySyslog, App: ownApp})
 	first, err := s.connect(ctx)
 	if err != nil {
 		return nil, probeError(err)
@@ -105,27 +128,63 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 	return s, nil
 }
 
-// Send queues m and returns. It never blocks on the network; after Close it
+// Source returns the source of that name; the first call makes it.
+func (s *Shipper) Source(o Origin) *Source {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, src := range s.spool.sources {
+		if src.name == o.Name {
+			return src
+		}
+	}
+	src := &Source{ship: s, name: o.Name, form: newForm(o, s.host)}
+	s.spool.sources = append(s.spool.sources, src)
+	return src
+}
+
+// Send queues e and returns. It never blocks on the network; after Close it
 // does nothing.
-func (s *Shipper) Send(m Message) {
+func (src *Source) Send(e Entry) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	var items []*item
+	items, src.part = src.form.render(e, src.part)
+	s := src.ship
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return
 	}
-	var out [][]byte
-	out, s.seq = frames(m, s.host, s.seq)
-	for _, f := range out {
-		s.queue.push(f)
+	for _, it := range items {
+		it.src = src
+		s.number(it)
+		s.spool.push(it)
 	}
-	s.poke()
-}
-
-func (s *Shipper) poke() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
+}
+
+func (s *Shipper) number(it *item) {
+	it.seq = s.seq
+	s.seq = nextSeq(s.seq)
+}
+
+// Stats says how it stands.
+func (s *Shipper) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stats
+	st.Lost = s.spool.lost
+	st.Spooled, st.SpooledSize = s.spool.n+len(s.repeat), s.spool.bytes
+	switch {
+	case len(s.repeat) > 0:
+		st.Lag = time.Since(s.repeat[0].at)
+	case s.spool.first != nil:
+		st.Lag = time.Since(s.spool.first.at)
+	}
+	return st
 }
 
 // Drain waits until everything sent so far has been written to the server.
@@ -148,11 +207,8 @@ func (s *Shipper) Drain(ctx context.Context) error {
 func (s *Shipper) waiting() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.queue.n
+	n := s.spool.n + len(s.repeat)
 	if s.busy {
-		n++
-	}
-	if s.queue.dropped > 0 {
 		n++
 	}
 	return n
@@ -172,119 +228,38 @@ func (s *Shipper) Close() error {
 	return nil
 }
 
-// session is one connection. Its reader sees the server's alerts and its end.
-type session struct {
-	conn *tls.Conn
-	dead chan struct{}
-	err  error // valid once dead is closed
-}
-
-func (s *Shipper) connect(ctx context.Context) (*session, error) {
-	ctx, stop := context.WithTimeout(ctx, dialLimit)
-	defer stop()
-	raw, err := s.dial(ctx, "tcp", s.addr)
-	if err != nil {
-		return nil, &dialError{err}
-	}
-	if k, ok := raw.(interface {
-		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
-		if err := k.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}); err != nil {
-			return nil, errors.Join(err, raw.Close())
-		}
-	}
-	begin := time.Now()
-	c := &session{conn: tls.Client(raw, s.tls), dead: make(chan struct{})}
-	if err := c.conn.HandshakeContext(ctx); err != nil {
-		return nil, errors.Join(err, raw.Close())
-	}
-	took := time.Since(begin)
-	go c.read()
-	if err := s.probe(ctx, c, min(max(took, minProbeWait), maxProbeWait)); err != nil {
-		return nil, errors.Join(err, c.abort())
-	}
-	return c, nil
-}
-
-// probe writes the probe message and waits for a refusal.
-func (s *Shipper) probe(ctx context.Context, c *session, wait time.Duration) error {
-	s.mu.Lock()
-	var out [][]byte
-	out, s.seq = frames(Message{Facility: FacilitySyslog, Severity: SeverityInfo, App: ownApp, MsgID: "PROBE", Text: []byte(probeText)}, s.host, s.seq)
-	s.mu.Unlock()
-	if err := c.write(bytes.Join(out, nil)); err != nil {
-		select { // the reader knows the reason, if the server gave one
-		case <-c.dead:
-			return &refusedError{c.err}
-		case <-time.After(wait):
-			return &refusedError{err}
-		}
-	}
-	select {
-	case <-c.dead:
-		return &refusedError{c.err}
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(wait):
-		return nil
-	}
-}
-
-func (c *session) read() {
-	defer close(c.dead)
-	_, c.err = io.Copy(io.Discard, c.conn) // nothing that a syslog server says has a meaning
-	if c.err == nil {
-		c.err = io.EOF
-	}
-}
-
-func (c *session) write(b []byte) error {
-	if err := c.conn.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
-		return err
-	}
-	_, err := c.conn.Write(b)
-	return err
-}
-
-// abort closes at once and waits for the reader.
-func (c *session) abort() error {
-	err := c.conn.NetConn().Close()
-	<-c.dead
-	return err
-}
-
-// finish says goodbye and gives the server a moment to take what is on its way.
-func (c *session) finish() {
-	if c.conn.CloseWrite() == nil {
-		select {
-		case <-c.dead:
-		case <-time.After(closeLimit):
-		}
-	}
-	// The goodbye was said or could not be: nobody is left to tell.
-	_ = c.abort()
-}
-
 // run owns the connection until ctx ends.
 func (s *Shipper) run(ctx context.Context, c *session) {
 	defer close(s.done)
 	for {
-		recent := s.pump(ctx, c)
+		s.connected(true)
+		unsure := s.pump(ctx, c)
 		if ctx.Err() != nil {
 			c.finish()
 			return
 		}
+		s.connected(false)
 		_ = c.abort() // broken already
 		broke := time.Now()
 		s.mu.Lock()
-		s.queue.unshift(recent)
+		// Written but not yet settled, and what an earlier break had left.
+		s.repeat = append(unsure, s.repeat...)
+		s.spool.flying = size(s.repeat)
+		s.busy = false
+		n := len(unsure)
 		s.mu.Unlock()
 		if c = s.reconnect(ctx); c == nil {
 			return
 		}
-		s.Send(Message{Facility: FacilitySyslog, Severity: SeverityWarning, App: ownApp, MsgID: "RECONNECT",
-			Text: fmt.Appendf(nil, "connected to the log server again after %d s; %d messages sent shortly before are repeated with their numbers", int(time.Since(broke).Seconds()), len(recent))})
+		s.own.Send(Entry{Severity: SeverityWarning, MsgID: string(event.LogReconnected),
+			Text: fmt.Appendf(nil, "connected to the log server again after %d s; %d messages sent shortly before are repeated with their numbers", int(time.Since(broke).Seconds()), n)})
 	}
+}
+
+func (s *Shipper) connected(yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.Connected = yes
 }
 
 func (s *Shipper) reconnect(ctx context.Context) *session {
@@ -295,6 +270,9 @@ func (s *Shipper) reconnect(ctx context.Context) *session {
 		case <-time.After(backoff(attempt, rand.Float64())):
 		}
 		if c, err := s.connect(ctx); err == nil {
+			s.mu.Lock()
+			s.stats.Reconnects++
+			s.mu.Unlock()
 			return c
 		}
 	}
@@ -310,137 +288,113 @@ func backoff(attempt int, random float64) time.Duration {
 	return d/2 + time.Duration(random*float64(d/2))
 }
 
-// sent is a written frame and when.
-type sent struct {
-	frame []byte
-	at    time.Time
-}
-
 // pump writes until ctx ends or the connection breaks, and returns what may
 // not have arrived.
-func (s *Shipper) pump(ctx context.Context, c *session) [][]byte {
-	var recent []sent
-	size := 0
-	unsure := func(now time.Time) (out [][]byte) {
-		for _, r := range recent {
-			if now.Sub(r.at) < recentFor {
-				out = append(out, r.frame)
-			}
-		}
-		return out
+func (s *Shipper) pump(ctx context.Context, c *session) []*item {
+	var (
+		fl   flight
+		buf  []byte
+		tick = time.NewTicker(settleTick)
+	)
+	defer tick.Stop()
+	settle := func() {
+		fl.settle(time.Now(), c.acked())
+		s.mu.Lock()
+		s.spool.flying = fl.bytes + size(s.repeat)
+		s.mu.Unlock()
 	}
 	for {
-		batch := s.take()
-		if batch == nil {
+		var batch []*item
+		if batch, buf = s.take(buf[:0]); batch == nil {
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-c.dead:
-				return unsure(time.Now())
+				return fl.items
 			case <-s.wake:
+			case <-tick.C:
+				settle()
 			}
 			continue
 		}
-		err := c.write(bytes.Join(batch, nil))
-		s.mu.Lock()
-		s.busy = false
+		fl.add(batch)
+		err := c.write(buf)
+		s.wrote(batch, c.written(), err)
 		if err != nil {
-			s.queue.unshift(batch)
+			return fl.items
 		}
-		s.mu.Unlock()
-		now := time.Now()
-		if err != nil {
-			return unsure(now)
-		}
-		for _, f := range batch {
-			recent = append(recent, sent{f, now})
-			size += len(f) + frameCost
-		}
-		old := 0
-		for old < len(recent) && (size > recentBytes || now.Sub(recent[old].at) >= recentFor) {
-			size -= len(recent[old].frame) + frameCost
-			old++
-		}
-		recent = append(recent[:0:0], recent[old:]...)
+		settle()
 		if ctx.Err() != nil {
 			return nil
 		}
 	}
 }
 
-// take removes the next batch from the queue; before it, where messages were
-// dropped, a message that counts them.
-func (s *Shipper) take() [][]byte {
+// take removes the next batch and renders it. Where messages of a source were
+// lost, a record that counts them goes before the source's next one.
+func (s *Shipper) take(buf []byte) ([]*item, []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var batch [][]byte
-	if n := s.queue.dropped; n > 0 {
-		s.queue.dropped = 0
-		batch, s.seq = frames(Message{Facility: FacilitySyslog, Severity: SeverityWarning, App: ownApp, MsgID: "GAP",
-			Text: fmt.Appendf(nil, "%d log messages were lost here: the log server was away for too long", n)}, s.host, s.seq)
+	var batch []*item
+	add := func(it *item) {
+		batch, buf = append(batch, it), it.appendFrame(buf)
 	}
-	for size := 0; s.queue.n > 0 && size < batchBytes; {
-		f := s.queue.pop()
-		size += len(f)
-		batch = append(batch, f)
+	for len(buf) < batchBytes && len(s.repeat) > 0 {
+		add(s.repeat[0])
+		s.repeat[0] = nil
+		s.repeat = s.repeat[1:]
+	}
+	if len(s.repeat) == 0 {
+		s.repeat = nil
+	}
+	for len(buf) < batchBytes && s.spool.n > 0 {
+		it := s.spool.pop()
+		if it.src.gap > 0 {
+			add(s.lossRecord(it.src))
+			it.src.gap = 0
+		}
+		add(it)
 	}
 	s.busy = batch != nil
-	return batch
+	return batch, buf
 }
 
-// Writer turns lines into messages of the user facility. Close sends what is
-// left without a line end.
-func (s *Shipper) Writer(app string, severity int) io.WriteCloser {
-	return &lineWriter{send: func(line []byte) {
-		s.Send(Message{Facility: FacilityUser, Severity: severity, App: app, Text: line})
-	}}
+func (s *Shipper) lossRecord(src *Source) *item {
+	f := s.own.form
+	f.data = appendParam(appendParam(nil, "lost", strconv.FormatUint(src.gap, 10)), "source", src.name)
+	items, _ := f.render(Entry{Severity: SeverityWarning, MsgID: string(event.LogLost),
+		Text: fmt.Appendf(nil, "%d log messages of one source were lost here: the log server was away, or too slow, for too long", src.gap)}, 0)
+	s.number(items[0]) // it fits one message
+	items[0].src = s.own
+	return items[0]
 }
 
-type lineWriter struct {
-	mu     sync.Mutex
-	rest   []byte
-	closed bool
-	send   func([]byte)
-}
-
-func (w *lineWriter) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed {
-		return 0, os.ErrClosed
-	}
-	n := len(p)
-	for {
-		i := bytes.IndexByte(p, '\n')
-		end := i
-		if i < 0 {
-			end = len(p)
-		}
-		if room := maxLineLength - len(w.rest); end > room {
-			w.flush(p[:room]) // an endless line goes out in pieces
-			p = p[room:]
+// wrote notes where a batch ends on the connection, or that it failed: then
+// it is repeated like all else that is in flight.
+func (s *Shipper) wrote(batch []*item, end uint64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = false
+	for _, it := range batch {
+		it.end = end
+		if err != nil {
 			continue
 		}
-		if i < 0 {
-			w.rest = append(w.rest, p...)
-			return n, nil
+		if it.old {
+			s.stats.Repeated++
+		} else {
+			s.stats.Sent++
 		}
-		w.flush(bytes.TrimSuffix(p[:i], []byte("\r")))
-		p = p[i+1:]
+		it.old = true
+	}
+	if err != nil {
+		s.busy = true // until they are back among what waits
 	}
 }
 
-func (w *lineWriter) flush(tail []byte) {
-	w.send(append(w.rest, tail...))
-	w.rest = w.rest[:0]
-}
-
-func (w *lineWriter) Close() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.closed && len(w.rest) > 0 {
-		w.flush(nil)
+func size(items []*item) (n int) {
+	for _, it := range items {
+		n += it.cost()
 	}
-	w.closed, w.rest = true, nil
-	return nil
+	return n
 }

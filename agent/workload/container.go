@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/signal"
 
@@ -124,8 +123,7 @@ type run struct {
 	task   containerd.Task
 	exit   <-chan containerd.ExitStatus
 	begin  time.Time
-	output []*lines
-	stdin  *os.File // held open for stdin_open, never written to
+	output *output // nil = discarded
 	cancel context.CancelFunc
 }
 
@@ -222,39 +220,6 @@ func (s *service) startOnce(ctx context.Context) (*run, error) {
 	return r, nil
 }
 
-// io makes the FIFOs that the shim writes to and the agent reads.
-func (s *service) io(r *run) (cio.Creator, error) {
-	dir := filepath.Join(s.dir(), "fifo")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	if s.def.Discard && !s.def.StdinOpen {
-		return cio.NullIO, nil
-	}
-	sink := func(stderr bool) *lines {
-		l := newLines(s.w.opt.Output(s.def.Name, stderr))
-		r.output = append(r.output, l)
-		return l
-	}
-	opts := []cio.Opt{cio.WithFIFODir(dir)}
-	out := sink(false)
-	if s.def.TTY {
-		opts = append(opts, cio.WithStreams(nil, out, nil), cio.WithTerminal)
-	} else {
-		opts = append(opts, cio.WithStreams(nil, out, sink(true)))
-	}
-	if s.def.StdinOpen {
-		// A reader that never returns: the container's input stays open and empty.
-		pr, pw, err := os.Pipe()
-		if err != nil {
-			return nil, err
-		}
-		r.stdin = pw
-		opts = append(opts, func(st *cio.Streams) { st.Stdin = pr })
-	}
-	return cio.NewCreator(opts...), nil
-}
-
 // finish reads what a run that has ended still had to say. Its task stays until
 // the next start or the end.
 func (r *run) finish() {
@@ -272,11 +237,8 @@ func (r *run) finish() {
 }
 
 func (r *run) closeOutput() {
-	if r.stdin != nil {
-		r.stdin.Close()
-	}
-	for _, l := range r.output {
-		l.Close()
+	if r.output != nil {
+		r.output.end()
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -340,10 +341,24 @@ type sink struct {
 	mu   sync.Mutex
 	text map[string]*bytes.Buffer
 	max  int
+	ends []string // streams that ended before their containers
 }
 
-func (s *sink) writer(service string, stderr bool) io.Writer {
-	if stderr {
+func (s *sink) ended(stream Stream, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ends = append(s.ends, fmt.Sprint(stream.Service, " ", stream.Name(), " ", stream.Container, " ", stream.Image, " ", err))
+}
+
+func (s *sink) closed() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ends)
+}
+
+func (s *sink) writer(stream Stream) io.Writer {
+	service := stream.Service
+	if stream.Stderr {
 		service += "!"
 	}
 	return writerFunc(func(p []byte) (int, error) {
@@ -399,7 +414,7 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) options(t *testing.T, p *compose.Project) Options {
 	return Options{
-		Project: p, Auths: b.hub.auths(t), TLS: b.hub.trust(), Roots: []string{b.dir + "/mnt"}, Output: b.out.writer,
+		Project: p, Auths: b.hub.auths(t), TLS: b.hub.trust(), Roots: []string{b.dir + "/mnt"}, Output: b.out.writer, StreamEnded: b.out.ended,
 		Address: b.sock, Runc: filepath.Join(lab, "runc"),
 		Store: b.dir, State: b.dir + "/w", Volumes: b.dir + "/v", Netns: b.dir + "/n", Log: testLog(t),
 	}

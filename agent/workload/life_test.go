@@ -133,6 +133,8 @@ services:
   tty: {image: '`+ref+`', network_mode: none, tty: true, command: [sh, -c, "[ -t 1 ] && echo a terminal"]}
   input: {image: '`+ref+`', network_mode: none, stdin_open: true, stop_grace_period: 100ms, command: [sh, -c, "echo waiting; cat; echo the input ended"]}
   quiet: {image: '`+ref+`', network_mode: none, logging: {driver: none}, command: [echo, nothing]}
+  mute: {image: '`+ref+`', network_mode: none, logging: {driver: none}, stdin_open: true, stop_grace_period: 100ms, command: [sh, -c, "echo nothing; cat"]}
+  closes: {image: '`+ref+`', network_mode: none, stop_grace_period: 100ms, command: [sh, -c, "echo last; exec >&-; sleep 100; echo dead >&2"]}
 `)
 	waitFor(t, "ends", func() bool {
 		n := 0
@@ -143,10 +145,10 @@ services:
 		}
 		return n == 4
 	})
-	if got := b.out.get("long"); len(got) != 20000+3+len("unfinished\n") || !strings.HasSuffix(got, "\nunfinished\n") {
+	if got := b.out.get("long"); len(got) != 20000+1+len("unfinished\n") || !strings.HasSuffix(got, "\nunfinished\n") {
 		t.Errorf("%d bytes, ending in %q", len(got), got[max(0, len(got)-20):])
 	}
-	if b.out.max != MaxLine+1 {
+	if b.out.max != MaxLine {
 		t.Errorf("the longest line had %d bytes", b.out.max)
 	}
 	if got := strings.Count(b.out.get("flood"), "y\n"); got != 200000 || b.out.get("flood!") != "end\n" {
@@ -158,8 +160,12 @@ services:
 	if got := b.out.get("input"); got != "waiting\n" {
 		t.Errorf("open input: %q", got)
 	}
-	if got := b.out.get("quiet"); got != "" {
+	if got := b.out.get("quiet") + b.out.get("mute"); got != "" {
 		t.Errorf("discarded output: %q", got)
+	}
+	waitFor(t, "the notice of a closed stream", func() bool { return len(b.out.closed()) > 0 })
+	if got := b.out.closed(); len(got) != 1 || got[0] != "closes stdout c7 "+ref+" <nil>" {
+		t.Errorf("streams that ended before their containers: %q", got)
 	}
 }
 
@@ -168,23 +174,21 @@ func TestLines(t *testing.T) {
 		chunks []string
 		want   []string
 	}{
-		"whole lines":       {[]string{"a\nb\n"}, []string{"a\n", "b\n"}},
-		"in pieces":         {[]string{"a", "b\nc", "", "d"}, []string{"ab\n", "cd\n"}},
-		"empty lines":       {[]string{"\n\n"}, []string{"\n", "\n"}},
-		"exactly the limit": {[]string{strings.Repeat("x", MaxLine), "\n"}, []string{strings.Repeat("x", MaxLine) + "\n"}},
-		"one over":          {[]string{strings.Repeat("x", MaxLine+1) + "\n"}, []string{strings.Repeat("x", MaxLine) + "\n", "x\n"}},
+		"whole lines":                {[]string{"a\nb\n"}, []string{"a\n", "b\n"}},
+		"in pieces":                  {[]string{"a", "b\nc", "", "d"}, []string{"ab\n", "cd\n"}},
+		"empty lines":                {[]string{"\n\n"}, []string{"\n", "\n"}},
+		"exactly the limit":          {[]string{strings.Repeat("x", MaxLine), "\n"}, []string{strings.Repeat("x", MaxLine) + "\n"}},
+		"one over":                   {[]string{strings.Repeat("x", MaxLine+1) + "\n"}, []string{strings.Repeat("x", MaxLine), "x\n"}},
+		"a character across the cut": {[]string{strings.Repeat("x", MaxLine-1) + "ü", "z\n"}, []string{strings.Repeat("x", MaxLine-1), "üz\n"}},
+		"no character at the cut":    {[]string{strings.Repeat("x", MaxLine-1) + "\xffz\n"}, []string{strings.Repeat("x", MaxLine-1) + "\xff", "z\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
 			l := newLines(writerFunc(func(p []byte) (int, error) { got = append(got, string(p)); return 0, io.ErrClosedPipe }))
 			for _, c := range tt.chunks {
-				if n, err := l.Write([]byte(c)); n != len(c) || err != nil {
-					t.Fatalf("%d %v", n, err)
-				}
+				l.write([]byte(c))
 			}
-			if err := l.Close(); err != nil {
-				t.Fatal(err)
-			}
+			l.Close()
 			if strings.Join(got, "|") != strings.Join(tt.want, "|") {
 				t.Errorf("got %.80q", got)
 			}
@@ -192,8 +196,8 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// FuzzLines: whatever the pieces, no write exceeds the limit and no byte but
-// the cuts' newlines is added or lost.
+// FuzzLines: whatever the pieces, no write exceeds the limit, each is one line
+// or a part of one, and no byte but a last newline is added or lost.
 func FuzzLines(f *testing.F) {
 	f.Add([]byte("a\nb"), 1)
 	f.Add(bytes.Repeat([]byte{0}, MaxLine+2), 100)
@@ -201,18 +205,21 @@ func FuzzLines(f *testing.F) {
 		step = max(1, step&0xffff)
 		var out bytes.Buffer
 		l := newLines(writerFunc(func(p []byte) (int, error) {
-			if len(p) > MaxLine+1 || p[len(p)-1] != '\n' {
-				t.Fatalf("a write of %d bytes", len(p))
+			if i := bytes.IndexByte(p, '\n'); len(p) > MaxLine+1 || i < 0 && len(p) < MaxLine-3 || i >= 0 && i != len(p)-1 {
+				t.Fatalf("a write of %d bytes with a newline at %d", len(p), i)
 			}
 			return out.Write(p)
 		}))
 		for rest := data; len(rest) > 0; {
 			n := min(step, len(rest))
-			_, _ = l.Write(rest[:n])
+			l.write(rest[:n])
 			rest = rest[n:]
 		}
 		l.Close()
-		if !bytes.Equal(bytes.ReplaceAll(out.Bytes(), []byte("\n"), nil), bytes.ReplaceAll(data, []byte("\n"), nil)) {
+		if len(data) > 0 && data[len(data)-1] != '\n' {
+			data = append(data, '\n')
+		}
+		if !bytes.Equal(out.Bytes(), data) {
 			t.Fatal("bytes were lost or added")
 		}
 	})

@@ -43,9 +43,12 @@ type Options struct {
 	Profile    string // AppArmor's, of every container; "" = none
 
 	// Output takes one container's lines: each Write is one line with its
-	// newline, at most MaxLine+1 bytes. It must not block; it counts what it
-	// drops. nil discards.
-	Output func(service string, stderr bool) io.Writer
+	// newline, or a piece of one without, at most MaxLine+1 bytes. It must not
+	// block; it counts what it drops. nil discards.
+	Output func(Stream) io.Writer
+	// StreamEnded hears of a stream that ends while its container runs: nil =
+	// the container closed it, as it may; else it could not be read. May be nil.
+	StreamEnded func(Stream, error)
 
 	Address string // containerd's socket; the daemon finds its shim by PATH
 	Runc    string // runc's path
@@ -87,7 +90,7 @@ func (o *Options) defaults() {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Output == nil {
-		o.Output = func(string, bool) io.Writer { return io.Discard }
+		o.Output = func(Stream) io.Writer { return io.Discard }
 	}
 }
 

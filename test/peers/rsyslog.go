@@ -19,11 +19,13 @@ import (
 // messages over mutual TLS on the loopback (gtls driver, mode 1, any client
 // certificate of its authority) and keeps each as it came.
 type Rsyslog struct {
-	port  int
-	lines string // the file of raw messages
-	errs  *bytes.Buffer
-	cmd   *exec.Cmd
-	ended chan struct{} // closed once the child is reaped
+	daemon string // the program
+	dir    string
+	port   int
+	lines  string // the file of raw messages
+	errs   *bytes.Buffer
+	cmd    *exec.Cmd
+	ended  chan struct{} // closed once the child is reaped
 }
 
 // StartRsyslog starts rsyslogd with its files in dir. Its certificate and its
@@ -41,38 +43,49 @@ func StartRsyslog(ctx context.Context, dir string, ca *CA) (*Rsyslog, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := func(name string) string { return filepath.Join(dir, name) }
-	conf := fmt.Sprintf(rsyslogConf, dir, in("ca.pem"), in("cert.pem"), in("key.pem"), Loopback, in("port"), in("messages"))
-	for name, data := range map[string][]byte{"ca.pem": ca.PEM, "cert.pem": id.Cert, "key.pem": id.Key, "rsyslog.conf": []byte(conf)} {
-		if err := os.WriteFile(in(name), data, 0o600); err != nil {
+	r := &Rsyslog{daemon: daemon, dir: dir, lines: filepath.Join(dir, "messages"), errs: new(bytes.Buffer)}
+	for name, data := range map[string][]byte{"ca.pem": ca.PEM, "cert.pem": id.Cert, "key.pem": id.Key} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			return nil, fmt.Errorf("prepare rsyslogd: %w", err)
 		}
 	}
-	if err := os.Remove(in("port")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("prepare rsyslogd: %w", err)
+	return r, r.Start(ctx)
+}
+
+// Start starts the daemon again after Stop, on its port and with its messages.
+func (r *Rsyslog) Start(ctx context.Context) error {
+	in := func(name string) string { return filepath.Join(r.dir, name) }
+	conf := fmt.Sprintf(rsyslogConf, r.dir, in("ca.pem"), in("cert.pem"), in("key.pem"), Loopback, in("port"), r.lines, r.port)
+	if err := os.WriteFile(in("rsyslog.conf"), []byte(conf), 0o600); err != nil {
+		return fmt.Errorf("prepare rsyslogd: %w", err)
 	}
-	r := &Rsyslog{lines: in("messages"), errs: new(bytes.Buffer), ended: make(chan struct{})}
-	r.cmd = exec.Command(daemon, "-n", "-f", in("rsyslog.conf"), "-i", in("pid"))
+	if err := os.Remove(in("port")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("prepare rsyslogd: %w", err)
+	}
+	r.cmd = exec.Command(r.daemon, "-n", "-f", in("rsyslog.conf"), "-i", in("pid"))
 	r.cmd.Stderr = r.errs
 	// A test that is killed must not leave a daemon behind.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start rsyslogd: %w", err)
+		return fmt.Errorf("start rsyslogd: %w", err)
 	}
+	cmd, ended := r.cmd, make(chan struct{})
+	r.ended = ended
 	go func() {
 		// The status says only how it was stopped; an early end shows by
 		// the channel, with its words in errs.
-		_ = r.cmd.Wait()
-		close(r.ended)
+		_ = cmd.Wait()
+		close(ended)
 	}()
 	if err := r.ready(ctx, in("port")); err != nil {
-		return nil, errors.Join(err, r.Stop())
+		return errors.Join(err, r.Stop())
 	}
-	return r, nil
+	return nil
 }
 
 // rsyslogConf has the folder, the authority, certificate and key, the address,
-// the file that rsyslogd writes its port to, and the file of messages.
+// the file that rsyslogd writes its port to, the file of messages, and the
+// port, 0 = any.
 const rsyslogConf = `global(
   workDirectory="%s"
   defaultNetstreamDriver="gtls"
@@ -84,7 +97,7 @@ const rsyslogConf = `global(
 module(load="imtcp" streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="x509/certvalid")
 template(name="raw" type="string" string="%%rawmsg%%\n")
 ruleset(name="guests") { action(type="omfile" file="%[7]s" template="raw") }
-input(type="imtcp" address="%[5]s" port="0" listenPortFileName="%[6]s" ruleset="guests")
+input(type="imtcp" address="%[5]s" port="%[8]d" listenPortFileName="%[6]s" ruleset="guests")
 `
 
 func (r *Rsyslog) ready(ctx context.Context, portFile string) error {

@@ -1,0 +1,159 @@
+package boot
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"hpcr/agent/event"
+	"hpcr/agent/kmsg"
+	"hpcr/agent/logship"
+	"hpcr/agent/workload"
+)
+
+// drainLimit is how long an orderly end waits for the log host.
+const drainLimit = 5 * time.Second
+
+// openLog connects to the owner's log host and proves it by a probe. What was
+// said before goes there first.
+func (g *Guest) openLog(ctx context.Context) error {
+	s := g.plan.Syslog
+	if s == nil {
+		g.Console.Message("HPL01002W", "", "")
+		return nil
+	}
+	g.Console.Unit("hpcr-logging", "Configuring logging ...")
+	ship, err := logship.Open(ctx, logship.Config{
+		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname, Now: g.now,
+	}, nil)
+	s.Key.Wipe() // for connecting again, TLS keeps the key as numbers
+	if err != nil {
+		return err
+	}
+	g.ship = ship
+	agent := ship.Source(logship.Origin{Name: "agent", Facility: logship.FacilityDaemon, App: "hpcr-agent", ProcID: strconv.Itoa(os.Getpid())})
+	g.Hub.Attach(func(e event.Event) {
+		agent.Send(logship.Entry{Time: e.Time, Severity: int(e.Severity), MsgID: string(e.ID), Text: []byte(e.Line())})
+	})
+	if g.kernel, err = kmsg.Open(); err != nil {
+		g.note(event.StreamBroken, event.Error, "the kernel's messages cannot be read", slog.Any("error", err))
+	} else {
+		go g.followKernel(ship)
+	}
+	g.Console.Message("HPL01010I", "", "")
+	g.Console.Unit("hpcr-logging", "Logging has been configured")
+	return nil
+}
+
+// followKernel sends the kernel's messages, from the oldest that there is.
+// Their text holds names that containers and the host chose.
+func (g *Guest) followKernel(ship *logship.Shipper) {
+	to := ship.Source(logship.Origin{Name: "kernel", Facility: logship.FacilityKernel, App: "kernel", Foreign: true})
+	err := kmsg.Follow(g.kernel, func(r kmsg.Record, missed uint64) {
+		if missed > 0 {
+			g.note(event.LogLost, event.Warning, "messages of the kernel were overwritten before they were read", slog.Uint64("count", missed))
+		}
+		to.Send(logship.Entry{Severity: r.Severity, Text: r.Text})
+	})
+	if err != nil {
+		g.note(event.StreamBroken, event.Error, "the kernel's messages cannot be read any more", slog.Any("error", err))
+	}
+}
+
+// closeLog sends the rest of the log, its counters last.
+func (g *Guest) closeLog(ctx context.Context) error {
+	if g.ship == nil {
+		return nil
+	}
+	g.sayCounters()
+	limited, cancel := context.WithTimeout(ctx, drainLimit)
+	defer cancel()
+	if err := g.ship.Drain(limited); err != nil {
+		g.log.Warn("the log was not delivered in full", "error", err)
+	}
+	if g.kernel != nil {
+		// Its follower ends, for nobody hears it any more.
+		_ = g.kernel.Close()
+	}
+	return g.ship.Close()
+}
+
+// watchLog says hourly how the log stands.
+func (g *Guest) watchLog(ctx context.Context) {
+	if g.ship == nil {
+		return
+	}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Hour):
+				g.sayCounters()
+			}
+		}
+	}()
+}
+
+func (g *Guest) sayCounters() {
+	s := g.ship.Stats()
+	g.note(event.LogCounters, event.Info, "log messages so far",
+		slog.Uint64("sent", s.Sent), slog.Uint64("repeated", s.Repeated), slog.Uint64("lost", s.Lost),
+		slog.Int("spooled", s.Spooled), slog.Duration("lag", s.Lag.Round(time.Millisecond)), slog.Uint64("reconnects", s.Reconnects))
+}
+
+// output is where a container's lines go: to the owner, or nowhere. They never
+// reach the console.
+func (g *Guest) output(stream workload.Stream) io.Writer {
+	if g.ship == nil {
+		return io.Discard
+	}
+	severity := logship.SeverityInfo
+	if stream.Stderr {
+		severity = logship.SeverityError
+	}
+	return lineSink{g.ship.Source(logship.Origin{
+		Name: stream.Service + " " + stream.Name(), Facility: logship.FacilityUser, App: stream.Service, Foreign: true,
+		Data: []logship.Param{{Name: "service", Value: stream.Service}, {Name: "container", Value: stream.Container},
+			{Name: "image", Value: stream.Image}, {Name: "stream", Value: stream.Name()}},
+	}), severity, stream.Name()}
+}
+
+// lineSink turns each Write, which is one line or a piece of one, into an entry.
+type lineSink struct {
+	to       *logship.Source
+	severity int
+	id       string
+}
+
+func (l lineSink) Write(p []byte) (int, error) {
+	text, whole := bytes.CutSuffix(p, []byte("\n"))
+	if whole {
+		text = bytes.TrimSuffix(text, []byte("\r")) // a terminal's
+	}
+	l.to.Send(logship.Entry{Time: time.Now(), Severity: l.severity, MsgID: l.id, Text: text, More: !whole})
+	return len(p), nil
+}
+
+// streamEnded hears of a container's output that ends before the container.
+func (g *Guest) streamEnded(s workload.Stream, err error) {
+	attrs := []slog.Attr{slog.String("service", s.Service), slog.String("stream", s.Name())}
+	if err != nil {
+		g.note(event.StreamBroken, event.Error, "a container's output cannot be read any more", append(attrs, slog.Any("error", err))...)
+		return
+	}
+	g.note(event.StreamEnded, event.Notice, "a container has closed its output and runs on", attrs...)
+}
+
+// daemonOutput is where a child's own lines go. They quote names of the contract.
+func (g *Guest) daemonOutput(app string) func(line []byte) {
+	if g.ship == nil {
+		return func([]byte) {}
+	}
+	to := g.ship.Source(logship.Origin{Name: app, Facility: logship.FacilityDaemon, App: app, Foreign: true})
+	return func(line []byte) { to.Send(logship.Entry{Severity: logship.SeverityInfo, Text: line}) }
+}

@@ -1,0 +1,195 @@
+//go:build vm
+
+package test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"hpcr/test/peers"
+	"hpcr/test/scenario"
+)
+
+var logScenarios = []scenario.Scenario{{
+	Name:     "a log host that is away for 20 seconds costs nothing, and a flood meanwhile costs its own container an exact number",
+	Attacker: "a container that writes far more than the spool holds while the collector is down, and writes what looks like the agent's codes",
+	Claim: "Counted at rsyslog, from numbers that the containers wrote: every line of the steady container arrives, in order; " +
+		"of the flood, arrived lines and the counts of the records of loss make up what was written. " +
+		"Lines carry the documented fields; kernel, agent and containers are told apart; no code of the container's arrives whole.",
+	Tier:  scenario.Full,
+	Archs: []string{scenario.AMD64},
+	Cost:  60 * time.Second,
+	Run:   outage,
+}}
+
+const (
+	floodLines = 30000
+	floodWidth = 900 // with the spool's costs more than twice what it holds
+)
+
+var (
+	counted  = regexp.MustCompile(`^<14>1 \S+ \S+ canarycount - stdout \[meta sequenceId="(\d+)"\]\[hpcr@32473 service="canarycount" container="c1" image="\S+@sha256:[0-9a-f]{64}" stream="stdout"\] n=(\d+)$`)
+	flooded  = regexp.MustCompile(`^<14>1 \S+ \S+ canaryflood - stdout \[meta sequenceId="(\d+)"\]\[hpcr@32473 service="canaryflood" container="c2" [^\]]*\] flood=(\d+) `)
+	lossNote = regexp.MustCompile(`^<44>1 \S+ \S+ hpcr-logging - log\.lost \[meta sequenceId="\d+"\]\[hpcr@32473 lost="(\d+)" source="([^"]+)"\] `)
+	anyCode  = regexp.MustCompile(`HPL\d+E`)
+)
+
+func outage(t *testing.T, lab *scenario.Lab) {
+	dir := filepath.Join(lab.Dir, "collector")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	host, err := peers.StartRsyslog(t.Context(), dir, lab.LogCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	c := lab.Small(t)
+	c.Env.Logging = peers.SyslogTo(host.Port(), lab.LogCA, lab.LogClient)
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
+  canarycount:
+    image: %[1]s
+    entrypoint: [/bin/busybox, sh, -c]
+    command:
+      - |
+        trap 'echo "last=$$n"; exit 0' TERM
+        echo 'HPL11000E: Internal error.' >&2
+        n=0
+        while :; do
+          n=$$((n + 1)); echo "n=$$n"
+          [ $$((n %% 20)) = 0 ] && /bin/busybox sleep 1
+        done
+  canaryflood:
+    image: %[1]s
+    entrypoint: [/bin/busybox, sh, -c]
+    command:
+      - |
+        /bin/busybox nc -l -p 8080 </dev/null
+        /bin/busybox awk 'BEGIN { pad = sprintf("%%%[2]ds", ""); gsub(/ /, "x", pad); for (i = 1; i <= %[3]d; i++) printf "flood=%%d %%s\n", i, pad }'
+        echo 'flood is over'
+        exec /bin/busybox sleep 1000000
+    stop_grace_period: 1s
+    ports: ["8080:8080"]
+`, lab.Web(t), floodWidth, floodLines))
+	d := lab.Direct(t, lab.Encrypt(t, c), 8080)
+	at := func(what string) func(string) bool {
+		return func(m string) bool { return strings.Contains(m, what) }
+	}
+	wait := func(what string) {
+		t.Helper()
+		if _, err := host.WaitFor(t.Context(), at(what)); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	wait(" n=40")
+	if err := host.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	// From here on nobody takes the log. The flood waits for a connection.
+	conn, err := net.Dial("tcp", d.Address(8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Second)
+	if err := host.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wait("flood is over")
+	d.Stop(t)
+	wait(" log.counters ")
+	messages, err := host.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	countLines(t, messages)
+}
+
+// countLines counts what arrived.
+func countLines(t *testing.T, messages []string) {
+	steady, flood, lost := map[int]int{}, map[int]int{}, map[string]int{}
+	highest, last, kernel, agent, fake := 0, 0, 0, 0, 0
+	number := func(s string) int {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	// once says that a line is new, and not one that is repeated under its number.
+	once := func(seen map[int]int, n, id int, what string) bool {
+		before, again := seen[n]
+		if again && before != id {
+			t.Errorf("%s %d came twice, as message %d and %d", what, n, before, id)
+		}
+		seen[n] = id
+		return !again
+	}
+	for _, m := range messages {
+		if f := counted.FindStringSubmatch(m); f != nil {
+			if n := number(f[2]); once(steady, n, number(f[1]), "line") {
+				if n < highest {
+					t.Errorf("line %d came after %d", n, highest)
+				}
+				highest = n
+			}
+			continue
+		}
+		if f := flooded.FindStringSubmatch(m); f != nil {
+			once(flood, number(f[2]), number(f[1]), "line of the flood")
+			continue
+		}
+		if f := lossNote.FindStringSubmatch(m); f != nil {
+			lost[f[2]] += number(f[1])
+			continue
+		}
+		switch {
+		case strings.Contains(m, "] last="):
+			last = number(m[strings.Index(m, "] last=")+len("] last="):])
+		case strings.HasPrefix(m, "<") && strings.Contains(m, " kernel - - [meta ") && strings.Contains(m, "Linux version"):
+			kernel++
+		case strings.HasPrefix(m, "<29>1 ") && strings.Contains(m, " hpcr-agent ") && strings.Contains(m, " boot.verdict "):
+			agent++
+		case strings.HasPrefix(m, "<11>1 ") && strings.Contains(m, " canarycount - stderr ") && strings.Contains(m, `\u0048PL11000E: Internal error.`):
+			fake++
+		}
+		if anyCode.MatchString(m) {
+			t.Errorf("a code in the log of a guest without an error: %.300q", m)
+		}
+	}
+	var missing []int
+	for n := 1; n <= last; n++ {
+		if _, ok := steady[n]; !ok {
+			missing = append(missing, n)
+		}
+	}
+	t.Logf("steady: %d lines written, %d arrived; flood: %d written, %d arrived, %v counted as lost", last, len(steady), floodLines, len(flood), lost)
+	if last < 60 || len(steady) != last || len(missing) > 0 {
+		t.Errorf("the steady container wrote %d lines, %d arrived; missing: %.300v", last, len(steady), missing)
+	}
+	if lost["canaryflood stdout"] == 0 || len(lost) != 1 || len(flood)+lost["canaryflood stdout"] != floodLines {
+		t.Errorf("of %d lines of the flood %d arrived; counted as lost: %v", floodLines, len(flood), lost)
+	}
+	if kernel != 1 || agent != 1 || fake != 1 {
+		t.Errorf("%d messages of the kernel's start, %d verdicts of the agent, %d broken codes of the container, want 1 each", kernel, agent, fake)
+	}
+	if !slices.ContainsFunc(messages, func(m string) bool {
+		return strings.Contains(m, " log.counters ") && strings.Contains(m, fmt.Sprintf(`lost="%d"`, lost["canaryflood stdout"]))
+	}) {
+		t.Error("the last counters do not say how many were lost")
+	}
+}
