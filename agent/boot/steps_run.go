@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
