@@ -104,14 +104,18 @@ func (r *Rsyslog) ready(ctx context.Context, portFile string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for {
-		if text, err := os.ReadFile(portFile); err == nil {
-			port, err := strconv.Atoi(strings.TrimSpace(string(text)))
-			if err == nil {
-				c, err := net.DialTimeout("tcp", net.JoinHostPort(Loopback, strconv.Itoa(port)), time.Second)
-				if err == nil {
+		// The file is written for a port of rsyslogd's own choice only.
+		if r.port == 0 {
+			if text, err := os.ReadFile(portFile); err == nil {
+				if port, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
 					r.port = port
-					return c.Close()
 				}
+			}
+		}
+		if r.port != 0 {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(Loopback, strconv.Itoa(r.port)), time.Second)
+			if err == nil {
+				return c.Close()
 			}
 		}
 		select {
