@@ -164,7 +164,7 @@ services:
 		t.Errorf("discarded output: %q", got)
 	}
 	waitFor(t, "the notice of a closed stream", func() bool { return len(b.out.closed()) > 0 })
-	if got := b.out.closed(); len(got) != 1 || got[0] != "closes stdout c7 "+ref+" <nil>" {
+	if got := b.out.closed(); len(got) != 1 || got[0] != "closes stdout c7 "+strings.Replace(ref, ":1@", "@", 1)+" <nil>" {
 		t.Errorf("streams that ended before their containers: %q", got)
 	}
 }
