@@ -178,14 +178,19 @@ func validMount(s string) bool {
 		strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f }) < 0
 }
 
-// ImageStore is the mount path that makes a volume the guest's image store: it
-// is the guest's alone, and no container's.
-const ImageStore = "/var/lib/hpcr/images"
+// Mount paths that make a volume the guest's alone, and no container's.
+const (
+	ImageStore = "/var/lib/hpcr/images" // of images, for the next boot
+	LogStore   = "/var/lib/hpcr/log"    // of log messages that wait for the log host
+)
+
+// GuestsOwn says whether a volume with this mount is the guest's alone.
+func GuestsOwn(mount string) bool { return mount == ImageStore || mount == LogStore }
 
 // reservedMount protects the folders that the guest runs from: a volume there
 // would hide them, or fill them with what an earlier boot left.
 func reservedMount(s string) bool {
-	if s == ImageStore {
+	if GuestsOwn(s) {
 		return false
 	}
 	first, _, _ := strings.Cut(strings.TrimPrefix(s, "/"), "/")

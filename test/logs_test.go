@@ -30,7 +30,104 @@ var logScenarios = []scenario.Scenario{{
 	Archs: []string{scenario.AMD64},
 	Cost:  55 * time.Second,
 	Run:   outage,
+}, {
+	Name:     "a log host that is away when the guest stops hears all of it from the next boot",
+	Attacker: "a host that cuts the way to the log host before it stops the guest",
+	Claim:    "With a volume for it, every line that a container wrote before and while it was stopped arrives, marked as an earlier boot's; counted at rsyslog, from numbers that the container wrote. The disk shows none of them.",
+	Tier:     scenario.Full,
+	Archs:    []string{scenario.AMD64, scenario.S390X},
+	Cost:     80 * time.Second,
+	Run:      keptLog,
 }}
+
+const logVolume = scenario.Canary + "log"
+
+func keptLog(t *testing.T, lab *scenario.Lab) {
+	host := collector(t, lab)
+	disk := filepath.Join(lab.Dir, "log.img")
+	c := lab.Small(t)
+	c.Env.Logging = peers.SyslogTo(host.Port(), lab.LogCA, lab.LogClient)
+	c.Workload.Volumes = map[string]peers.WorkloadVolume{logVolume: {Mount: "/var/lib/hpcr/log", Filesystem: "ext4", Seed: scenario.WorkloadSeed}}
+	c.Env.Volumes = map[string]peers.EnvVolume{logVolume: {Seed: scenario.EnvSeed}}
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
+  canarycount:
+    image: %[1]s
+    entrypoint: [/bin/busybox, sh, -c]
+    command:
+      - |
+        trap 'echo "last=$$n"; exit 0' TERM
+        n=0
+        while :; do
+          n=$$((n + 1)); echo "n=$$n"
+          [ $$((n %% 20)) = 0 ] && /bin/busybox sleep 1
+        done
+`, lab.Web(t)))
+	wait := func(what string, from int) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		seen := 0
+		if _, err := host.WaitFor(ctx, func(m string) bool {
+			if strings.Contains(m, what) {
+				seen++
+			}
+			return seen > from
+		}); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	before := 0
+	for n := 1; n <= 2; n++ {
+		lab.Boot(t, scenario.Boot{
+			UserData: lab.Encrypt(t, c), Disks: []string{logVolume + "=" + disk + ":300M"},
+			While: func(*scenario.Guest) {
+				if n == 2 {
+					wait(" log.kept ", 0)
+					wait("] last=", 0)
+					return
+				}
+				wait(" n=40", 0)
+				if err := host.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				messages, err := host.Messages()
+				if err != nil {
+					t.Fatal(err)
+				}
+				before = len(messages)
+				time.Sleep(5 * time.Second)
+			},
+		}).Ready(t)
+		if n == 1 {
+			if err := host.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	messages, err := host.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, last, fresh := map[string]bool{}, 0, 0
+	for i, m := range messages {
+		earlier := strings.Contains(m, "][kept@32473][")
+		if f := counted.FindStringSubmatch(m); f != nil && (i < before || earlier) {
+			got[f[1]] = true
+		} else if f != nil {
+			fresh++
+		}
+		if _, n, ok := strings.Cut(m, "] last="); ok && earlier {
+			if last, err = strconv.Atoi(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Logf("%d lines written in the first boot, %d arrived, %d of them in its own time; %d of the second's", last, len(got), before, fresh)
+	if last < 60 || len(got) != last || fresh == 0 {
+		t.Errorf("%d lines were written, %d arrived", last, len(got))
+	}
+	lacks(t, disk, []byte("canarycount"), []byte("n=41"))
+}
 
 const (
 	floodLines = 30000
@@ -38,7 +135,7 @@ const (
 )
 
 var (
-	counted  = regexp.MustCompile(`^<14>1 \S+ \S+ canarycount - stdout \[meta sequenceId="\d+"\]\[hpcr@32473 service="canarycount" container="c1" image="\S+@sha256:[0-9a-f]{64}" stream="stdout"\] n=(\d+)$`)
+	counted  = regexp.MustCompile(`^<14>1 \S+ \S+ canarycount - stdout \[meta sequenceId="\d+"\](?:\[kept@32473\])?\[hpcr@32473 service="canarycount" container="c1" image="\S+@sha256:[0-9a-f]{64}" stream="stdout"\] n=(\d+)$`)
 	flooded  = regexp.MustCompile(`^<14>1 \S+ \S+ canaryflood - stdout \[meta sequenceId="\d+"\]\[hpcr@32473 service="canaryflood" container="c2" [^\]]*\] flood=(\d+) `)
 	lossNote = regexp.MustCompile(`^<44>1 \S+ \S+ hpcr-logging - log\.lost \[meta sequenceId="\d+"\]\[hpcr@32473 lost="(\d+)" source="([^"]+)"\] `)
 	sequence = regexp.MustCompile(`^<\d+>1 \S+ \S+ \S+ \S+ \S+ \[meta sequenceId="(\d+)"\]`)
@@ -46,19 +143,7 @@ var (
 )
 
 func outage(t *testing.T, lab *scenario.Lab) {
-	dir := filepath.Join(lab.Dir, "collector")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	host, err := peers.StartRsyslog(t.Context(), dir, lab.LogCA)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	host := collector(t, lab)
 	c := lab.Small(t)
 	c.Env.Logging = peers.SyslogTo(host.Port(), lab.LogCA, lab.LogClient)
 	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
@@ -116,6 +201,25 @@ func outage(t *testing.T, lab *scenario.Lab) {
 		t.Fatal(err)
 	}
 	countLines(t, messages)
+}
+
+// collector is an rsyslogd of the scenario's own, which it may stop and start.
+func collector(t *testing.T, lab *scenario.Lab) *peers.Rsyslog {
+	t.Helper()
+	dir := filepath.Join(lab.Dir, "collector")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	host, err := peers.StartRsyslog(t.Context(), dir, lab.LogCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return host
 }
 
 // startFlood connects to the flood until it answers that it starts. What

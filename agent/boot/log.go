@@ -3,16 +3,20 @@ package boot
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hpcr/agent/event"
 	"hpcr/agent/kmsg"
 	"hpcr/agent/logship"
 	"hpcr/agent/workload"
+	"hpcr/contract"
 )
 
 // drainLimit is how long an orderly end waits for the log host.
@@ -82,6 +86,61 @@ func (g *Guest) closeLog(ctx context.Context) error {
 	return g.ship.Close()
 }
 
+func isLogStore(v contract.Volume) bool { return v.Mount == contract.LogStore }
+
+const (
+	keptMost  = 1 << 30 // octets of messages that wait on a disk
+	keptShare = 2       // and at most one of so many parts of what is free
+	parkLimit = 10 * time.Second
+)
+
+// keepLog lets messages wait on encrypted storage, once memory should not hold
+// more of them. lasting = what an earlier boot could not send is there, and
+// what this one cannot will be.
+func (g *Guest) keepLog(lasting bool) error {
+	if g.ship == nil {
+		return nil
+	}
+	if err := os.MkdirAll(contract.LogStore, 0o700); err != nil {
+		return fmt.Errorf("folder of waiting log messages: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(contract.LogStore, &fs); err != nil {
+		return fmt.Errorf("folder of waiting log messages: %w", err)
+	}
+	n, err := g.ship.Keep(logship.Folder{
+		Dir: contract.LogStore, Lasting: lasting,
+		Limit: int64(min(keptMost, fs.Bavail*uint64(fs.Bsize)/keptShare)),
+	})
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		g.note(event.LogKept, event.Notice, "messages that an earlier boot could not send follow", slog.Int("count", n))
+	}
+	return nil
+}
+
+// parkLog leaves to the next boot what the log host does not take, before the
+// place for it goes.
+func (g *Guest) parkLog(ctx context.Context) {
+	if g.ship == nil {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, drainLimit)
+	defer cancel()
+	// What is left shows in the count.
+	_ = g.ship.Drain(limited)
+	limited, cancel = context.WithTimeout(ctx, parkLimit)
+	defer cancel()
+	switch n, err := g.ship.Park(limited); {
+	case err != nil:
+		g.note(event.LogKept, event.Error, "messages that wait could not be kept for the next boot", slog.Any("error", err))
+	case n > 0:
+		g.note(event.LogKept, event.Notice, "messages that wait were kept for the next boot", slog.Int("count", n))
+	}
+}
+
 // watchLog says hourly how the log stands.
 func (g *Guest) watchLog(ctx context.Context) {
 	if g.ship == nil {
@@ -103,7 +162,7 @@ func (g *Guest) sayCounters() {
 	s := g.ship.Stats()
 	g.note(event.LogCounters, event.Info, "log messages so far",
 		slog.Uint64("sent", s.Sent), slog.Uint64("repeated", s.Repeated), slog.Uint64("lost", s.Lost),
-		slog.Int("spooled", s.Spooled), slog.Duration("lag", s.Lag.Round(time.Millisecond)), slog.Uint64("reconnects", s.Reconnects))
+		slog.Int("spooled", s.Spooled), slog.Int("kept", s.Kept), slog.Duration("lag", s.Lag.Round(time.Millisecond)), slog.Uint64("reconnects", s.Reconnects))
 }
 
 // output is where a container's lines go: to the owner, or nowhere. They never

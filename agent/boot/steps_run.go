@@ -55,7 +55,7 @@ func (g *Guest) newWorkload(ctx context.Context) (*workload.Workload, error) {
 	}
 	roots := []string{attest.Dir}
 	for _, v := range g.plan.Volumes {
-		if v.Mount != contract.ImageStore {
+		if !contract.GuestsOwn(v.Mount) {
 			roots = append(roots, v.Mount)
 		}
 	}

@@ -53,6 +53,9 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 		g.report(v)
 	}
 	g.Console.Message("HPL07003I", "", "")
+	if slices.ContainsFunc(g.plan.Volumes, isLogStore) {
+		return g.keepLog(true)
+	}
 	return nil
 }
 
@@ -77,6 +80,7 @@ func (g *Guest) closeVolumes(ctx context.Context) error {
 	if len(g.volumes) == 0 {
 		return nil
 	}
+	g.parkLog(ctx)
 	return storage.CloseVolumes(ctx)
 }
 

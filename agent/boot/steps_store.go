@@ -86,6 +86,9 @@ func (g *Guest) openScratch(ctx context.Context) error {
 	g.note(event.ScratchOpened, event.Notice, "images and layers are on the scratch disk, under a key of this boot",
 		slog.String("disk", v.Header.Disk), slog.Uint64("bytes", v.Table.Sectors*512), slog.Bool("integrity", v.Integrity))
 	g.record.Add(attest.Fact{Name: "Scratch disk", Text: "encrypted with integrity, key of this boot"})
+	if !slices.ContainsFunc(g.plan.Volumes, isLogStore) {
+		return g.keepLog(false)
+	}
 	return nil
 }
 
@@ -93,6 +96,7 @@ func (g *Guest) closeStore(ctx context.Context) error {
 	if g.scratch == nil {
 		return nil
 	}
+	g.parkLog(ctx)
 	return storage.Close(ctx)
 }
 

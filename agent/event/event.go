@@ -23,6 +23,7 @@ const (
 	LogProbe          ID = "log.probe"
 	LogReconnected    ID = "log.reconnected"
 	LogLost           ID = "log.lost"
+	LogKept           ID = "log.kept"
 	LogCounters       ID = "log.counters"
 	StreamEnded       ID = "stream.ended"
 	StreamBroken      ID = "stream.broken"

@@ -52,13 +52,14 @@ type Shipper struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu     sync.Mutex
-	spool  spool
-	repeat []*item // of a broken connection; they go before the spool
-	seq    uint32  // the next sequenceId
-	busy   bool    // a batch is being written
-	closed bool
-	stats  Stats // the counters of it
+	mu      sync.Mutex
+	spool   spool
+	backlog *backlog // older than the spool; nil = memory alone
+	repeat  []*item  // of a broken connection; they go before all else
+	seq     uint32   // the next sequenceId
+	busy    bool     // a batch is being written
+	closed  bool
+	stats   Stats // the counters of it
 }
 
 // Stats are the shipper's counters, since Open. The gauges are of now.
@@ -70,6 +71,7 @@ type Stats struct {
 
 	Connected   bool
 	Spooled     int           // messages that wait
+	Kept        int           // how many of them are on the disk
 	SpooledSize int           // their octets, with what each costs
 	Lag         time.Duration // how long the oldest of them has waited
 }
@@ -160,9 +162,9 @@ func (src *Source) Send(e Entry) {
 		s.number(it)
 		s.spool.push(it)
 	}
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	signal(s.wake)
+	if s.backlog != nil && s.spool.bytes > spillAt {
+		signal(s.backlog.wake)
 	}
 }
 
@@ -177,10 +179,13 @@ func (s *Shipper) Stats() Stats {
 	defer s.mu.Unlock()
 	st := s.stats
 	st.Lost = s.spool.lost
-	st.Spooled, st.SpooledSize = s.spool.n+len(s.repeat), s.spool.bytes
-	switch {
+	older, kept := s.backlog.waiting()
+	st.Spooled, st.SpooledSize, st.Kept = s.spool.n+len(s.repeat)+older, s.spool.bytes+s.spool.held, kept
+	switch since := s.backlog.oldest(); {
 	case len(s.repeat) > 0:
 		st.Lag = time.Since(s.repeat[0].at)
+	case !since.IsZero():
+		st.Lag = time.Since(since)
 	case s.spool.first != nil:
 		st.Lag = time.Since(s.spool.first.at)
 	}
@@ -207,7 +212,8 @@ func (s *Shipper) Drain(ctx context.Context) error {
 func (s *Shipper) waiting() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.spool.n + len(s.repeat)
+	older, _ := s.backlog.waiting()
+	n := s.spool.n + len(s.repeat) + older
 	if s.busy {
 		n++
 	}
@@ -219,9 +225,17 @@ func (s *Shipper) waiting() int {
 func (s *Shipper) Close() error {
 	s.mu.Lock()
 	s.closed = true
+	b := s.backlog
 	s.mu.Unlock()
 	s.cancel()
 	<-s.done
+	if b != nil {
+		b.stop()
+		select {
+		case <-b.ended:
+		case <-time.After(closeLimit): // the disk does not answer
+		}
+	}
 	if n := s.waiting(); n > 0 {
 		return fmt.Errorf("%d log messages were not sent", n)
 	}
@@ -298,8 +312,9 @@ func (s *Shipper) pump(ctx context.Context, c *session) []*item {
 	)
 	defer tick.Stop()
 	settle := func() {
-		fl.settle(time.Now(), c.acked())
+		gone := fl.settle(time.Now(), c.acked())
 		s.mu.Lock()
+		s.settled(gone)
 		s.spool.flying = fl.bytes + size(s.repeat)
 		s.mu.Unlock()
 	}
@@ -314,6 +329,7 @@ func (s *Shipper) pump(ctx context.Context, c *session) []*item {
 			case <-s.wake:
 			case <-tick.C:
 				settle()
+				s.giveUp(time.Now())
 			}
 			continue
 		}
@@ -347,10 +363,21 @@ func (s *Shipper) take(buf []byte) ([]*item, []byte) {
 	if len(s.repeat) == 0 {
 		s.repeat = nil
 	}
-	for len(buf) < batchBytes && s.spool.n > 0 {
+	wait := false
+	for len(buf) < batchBytes && !wait {
+		var it *item
+		if it, wait = s.backlog.older(); it == nil {
+			break
+		}
+		add(it)
+	}
+	if s.backlog != nil {
+		s.backlog.hold(&s.spool)
+	}
+	for len(buf) < batchBytes && s.spool.n > 0 && !wait {
 		it := s.spool.pop()
 		if it.src.gap > 0 {
-			add(s.lossRecord(it.src))
+			add(s.lossRecord(it.src, it.src.gap))
 			it.src.gap = 0
 		}
 		add(it)
@@ -359,11 +386,11 @@ func (s *Shipper) take(buf []byte) ([]*item, []byte) {
 	return batch, buf
 }
 
-func (s *Shipper) lossRecord(src *Source) *item {
+func (s *Shipper) lossRecord(src *Source, n uint64) *item {
 	f := s.own.form
-	f.data = appendParam(appendParam(nil, "lost", strconv.FormatUint(src.gap, 10)), "source", src.name)
+	f.data = appendParam(appendParam(nil, "lost", strconv.FormatUint(n, 10)), "source", src.name)
 	items, _ := f.render(Entry{Severity: SeverityWarning, MsgID: string(event.LogLost),
-		Text: fmt.Appendf(nil, "%d log messages of one source were lost here: the log server was away, or too slow, for too long", src.gap)}, 0)
+		Text: fmt.Appendf(nil, "%d log messages of one source were lost here: the log server was away, or too slow, for too long", n)}, 0)
 	s.number(items[0]) // it fits one message
 	items[0].src = s.own
 	return items[0]

@@ -1,6 +1,9 @@
 package logship
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Bounds of what is kept for the server: what waits, and what was written but
 // may have to be repeated.
@@ -23,8 +26,9 @@ type item struct {
 	seq uint32
 	at  time.Time // when it was queued
 	src *Source
-	end uint64 // octets on the connection after it; valid in flight
-	old bool   // it has been written before
+	end uint64   // octets on the connection after it; valid in flight
+	old bool     // it has been written before
+	seg *segment // the file that it also is in, or nil
 
 	prev, next *item // in the spool
 	later      *item // of the same source
@@ -40,6 +44,7 @@ type spool struct {
 	n           int
 	bytes       int // of what waits
 	flying      int // of what is in flight, see flight
+	held        int // of the backlog, what is in memory
 	sources     []*Source
 	lost        uint64
 }
@@ -62,7 +67,7 @@ func (s *spool) push(it *item) {
 	src.n++
 	s.bytes += it.cost()
 	src.bytes += it.cost()
-	for s.bytes+s.flying > spoolBytes && s.drop() {
+	for s.bytes+s.flying+s.held > spoolBytes && s.drop() {
 	}
 }
 
@@ -138,8 +143,8 @@ func (f *flight) add(items []*item) {
 }
 
 // settle forgets what was acknowledged long enough ago, and beyond recentBytes
-// whatever was acknowledged.
-func (f *flight) settle(now time.Time, acked uint64) {
+// whatever was acknowledged. It returns what it forgot.
+func (f *flight) settle(now time.Time, acked uint64) (gone []*item) {
 	if n := len(f.marks); n == 0 || now.Sub(f.marks[n-1].at) >= markEvery {
 		f.marks = append(f.marks, mark{now, acked})
 	}
@@ -157,8 +162,8 @@ func (f *flight) settle(now time.Time, acked uint64) {
 	n := 0
 	for n < len(f.items) && (f.items[n].end <= settled || f.bytes > recentBytes && f.items[n].end <= acked) {
 		f.bytes -= f.items[n].cost()
-		f.items[n] = nil
 		n++
 	}
-	f.items = f.items[n:]
+	gone, f.items = slices.Clone(f.items[:n]), f.items[n:]
+	return gone
 }

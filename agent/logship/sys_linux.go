@@ -8,6 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Flags of open(2): a link is refused, a FIFO does not hold the reader.
+const (
+	noFollow = unix.O_NOFOLLOW
+	noWait   = unix.O_NONBLOCK
+)
+
 // unacked is how many octets the other side's kernel has not acknowledged yet.
 func unacked(c *net.TCPConn) (n uint32, err error) {
 	err = control(c, func(fd int) (err error) {
