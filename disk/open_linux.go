@@ -29,6 +29,7 @@ type Spec struct {
 	Existing      bool             // the volume must be there already
 	Integrity     bool             // made with it, opened with nothing less
 	MinGeneration uint64           // of a header that may be opened; above 0 the volume must be there already
+	Own           bool             // the guest's own, at a path of the guest's
 	Cache         bool             // what it holds can be had again: a file system beyond repair is made anew
 }
 
@@ -115,8 +116,8 @@ func checkSpec(s Spec, before []Spec) error {
 		return hpl.New("HPL02121E", s.Path, "the volume has no seeds")
 	}
 	for _, p := range guestPaths {
-		if s.Cache {
-			break // the guest's own, at the guest's own path
+		if s.Own {
+			break
 		}
 		if s.Mount == p || strings.HasPrefix(s.Mount, p+"/") || strings.HasPrefix(p, s.Mount+"/") {
 			return hpl.New("HPL02007E", s.Path+"/mount", "the guest itself uses this path: choose another one, such as /mnt/data")

@@ -44,6 +44,7 @@ type Guest struct {
 
 	net     *network.Net
 	ship    *logship.Shipper // nil = no logging
+	logKept bool             // messages are left to the next boot
 	kernel  *os.File         // its messages
 	volumes []*disk.Volume
 

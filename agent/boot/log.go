@@ -83,7 +83,12 @@ func (g *Guest) closeLog(ctx context.Context) error {
 		// Its follower ends, for nobody hears it any more.
 		_ = g.kernel.Close()
 	}
-	return g.ship.Close()
+	err := g.ship.Close()
+	if g.logKept {
+		// What could not be sent is kept, but for what was said since: docs/logs.md.
+		return nil
+	}
+	return err
 }
 
 func isLogStore(v contract.Volume) bool { return v.Mount == contract.LogStore }
@@ -137,6 +142,7 @@ func (g *Guest) parkLog(ctx context.Context) {
 	case err != nil:
 		g.note(event.LogKept, event.Error, "messages that wait could not be kept for the next boot", slog.Any("error", err))
 	case n > 0:
+		g.logKept = true
 		g.note(event.LogKept, event.Notice, "messages that wait were kept for the next boot", slog.Int("count", n))
 	}
 }

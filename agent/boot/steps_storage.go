@@ -26,7 +26,8 @@ func (g *Guest) openVolumes(ctx context.Context) error {
 		specs = append(specs, disk.Spec{
 			Name: v.Name, Path: v.Path, Mount: v.Mount, Filesystem: v.Filesystem,
 			Passphrases: v.Passphrases, Previous: v.Previous, MayCreate: v.MayCreate,
-			Existing: v.Existing, Integrity: v.Integrity, MinGeneration: v.MinGeneration, Cache: v.Mount == contract.ImageStore,
+			Existing: v.Existing, Integrity: v.Integrity, MinGeneration: v.MinGeneration,
+			Own: contract.GuestsOwn(v.Mount), Cache: v.Mount == contract.ImageStore,
 		})
 	}
 	volumes, err := storage.Open(ctx, specs, disk.Options{
