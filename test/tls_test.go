@@ -190,7 +190,8 @@ networks: {inner: {internal: true}}
 			}
 			out, err := curl("https://guest/metrics", 9443, manage...)
 			for _, want := range []string{"hpcr_ready 1\n", `hpcr_tls_accepted_total{endpoint="canarysite"} 1` + "\n", `hpcr_tls_failed_total{endpoint="canarydb"} 0` + "\n",
-				`hpcr_certificate_not_after_seconds{certificate="canaryid TLS"} `} {
+				`hpcr_certificate_not_after_seconds{certificate="canaryid TLS"} `,
+				"hpcr_log_connected 1\n", "hpcr_log_lost_total 0\n"} {
 				if err != nil || !strings.Contains(out, want) {
 					t.Errorf("the metrics have no %q: %v\n%s", want, err, out)
 				}

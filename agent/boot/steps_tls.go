@@ -179,5 +179,25 @@ func (g *Guest) metrics() []byte {
 	for _, s := range stats {
 		fmt.Fprintf(&b, "hpcr_tls_failed_total{endpoint=%q} %d\n", s.Name, s.Failed)
 	}
+	if g.ship == nil {
+		return b.Bytes()
+	}
+	log := g.ship.Stats()
+	for _, m := range []struct {
+		name, kind, help string
+		value            any
+	}{
+		{"hpcr_log_connected", "gauge", "1 while the log host is connected.", map[bool]int{true: 1}[log.Connected]},
+		{"hpcr_log_sent_total", "counter", "Messages written to the log host.", log.Sent},
+		{"hpcr_log_repeated_total", "counter", "Messages written again after a break.", log.Repeated},
+		{"hpcr_log_lost_total", "counter", "Messages dropped for want of room.", log.Lost},
+		{"hpcr_log_reconnects_total", "counter", "Connections after the first.", log.Reconnects},
+		{"hpcr_log_spooled", "gauge", "Messages that wait.", log.Spooled},
+		{"hpcr_log_kept", "gauge", "Messages of them that are on a disk.", log.Kept},
+		{"hpcr_log_lag_seconds", "gauge", "Age of the oldest message that waits.", log.Lag.Seconds()},
+	} {
+		family(m.name, m.kind, m.help)
+		fmt.Fprintf(&b, "%s %v\n", m.name, m.value)
+	}
 	return b.Bytes()
 }
