@@ -157,6 +157,15 @@ func drain(l *lines, from io.Reader) error {
 	}
 }
 
+// Lines copies a container's output to its end, a line or a piece of one a
+// write: what becomes of each stream here, for those who measure it.
+func Lines(to io.Writer, from io.Reader) error {
+	l := newLines(to)
+	err := drain(l, from)
+	l.Close()
+	return err
+}
+
 // MaxLine is where a container's line is cut into pieces.
 const MaxLine = 7 << 10
 

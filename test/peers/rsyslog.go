@@ -28,10 +28,13 @@ type Rsyslog struct {
 	ended  chan struct{} // closed once the child is reaped
 }
 
+// RsyslogProgram is the path of rsyslogd.
+func RsyslogProgram() (string, error) { return tool("rsyslogd", "rsyslog") }
+
 // StartRsyslog starts rsyslogd with its files in dir. Its certificate and its
 // clients' come from ca. It returns once the port takes connections.
 func StartRsyslog(ctx context.Context, dir string, ca *CA) (*Rsyslog, error) {
-	daemon, err := tool("rsyslogd", "rsyslog")
+	daemon, err := RsyslogProgram()
 	if err != nil {
 		return nil, err
 	}
