@@ -250,13 +250,9 @@ func (r *run) explainVolumes(x *Explanation) {
 }
 
 func (r *run) explainLogging(x *Explanation) {
-	l := r.env.body.get("logging")
 	if s := r.plan.Syslog; s != nil {
 		x.Logging = ExplainedLogging{"syslog", s.Host, s.Port}
-	} else if lr := l.get("logRouter"); lr.present() {
-		x.Logging.Kind = "logRouter"
-		if host := lr.get("hostname").text(); validHost(host) {
-			x.Logging.Hostname = host
-		}
+	} else if l := r.plan.LogRouter; l != nil {
+		x.Logging = ExplainedLogging{"logRouter", l.Host, l.Port}
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 var extensionKeys = map[string][]string{
 	"workload": {"require", "tls", "images", "volumes"},
-	"env":      {"tls", "management", "time", "dns", "network"},
+	"env":      {"tls", "management", "logging", "time", "dns", "network"},
 }
 
 func (r *run) extensions(x at, section string) {
@@ -31,6 +31,7 @@ func (r *run) extensions(x at, section string) {
 		case section == "workload" && key == "tls":
 			r.workloadTLS(x.get(key))
 		case section == "env" && (key == "tls" || key == "management"): // envTLS reads both
+		case section == "env" && key == "logging": // logRouter reads it
 		default:
 			r.unsupported(schema, x.get(key), "x-hpcr."+key)
 		}

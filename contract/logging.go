@@ -16,6 +16,10 @@ const defaultSyslogPort = 6514
 
 func (r *run) logging(e at) {
 	l := e.get("logging")
+	own := e.get("x-hpcr").get("logging")
+	if own.present() && !l.get("logRouter").present() {
+		r.fail(schema, own, "this is about logRouter, and there is none", "remove it")
+	}
 	if !l.present() {
 		if r.policy.LoggingRequired {
 			r.fail(schema, l, "logging is missing", "add logging with syslog")
@@ -35,7 +39,7 @@ func (r *run) logging(e at) {
 	case s.present():
 		r.syslog(s)
 	case lr.present():
-		r.logRouter(lr)
+		r.logRouter(lr, own)
 	case l.get("logDNA").present():
 		r.unsupported(schema, l.get("logDNA"), "logDNA")
 	default:
@@ -43,16 +47,32 @@ func (r *run) logging(e at) {
 	}
 }
 
-func (r *run) logRouter(a at) {
+// logRouter reads IBM Cloud Logs' back end; own are our keys about it.
+func (r *run) logRouter(a, own at) {
 	if !r.mapping(a) {
 		return
 	}
 	r.closed(a, "hostname", "iamApiKey", "port")
-	r.logHost(a)
+	l := &LogRouter{Host: r.logHost(a), Port: r.port(a.get("port"), 443), IAM: defaultIAM}
 	if k, ok := r.required(a, "iamApiKey"); ok {
-		r.matching(k, func(s string) bool { return s != "" }, "the key is empty", "give the IAM API key")
+		if s, ok := r.matching(k, validAPIKey, "this is no API key", "give the IAM API key, in one line and without blanks"); ok {
+			l.APIKey = secret.FromString(s)
+		}
 	}
-	r.port(a.get("port"), 443)
+	if own.present() && r.mapping(own) {
+		r.closed(own, "iam")
+		if iam, ok := r.required(own, "iam"); ok {
+			l.IAM, _ = r.matching(iam, validLookaside, "this is not the https URL of a service that gives tokens", "give a URL such as "+defaultIAM+", without user, query or fragment")
+		}
+	}
+	r.plan.LogRouter = l
+}
+
+// defaultIAM is IBM Cloud's.
+const defaultIAM = "https://iam.cloud.ibm.com"
+
+func validAPIKey(s string) bool {
+	return s != "" && len(s) <= 4096 && strings.IndexFunc(s, func(c rune) bool { return c <= ' ' || c > '~' }) < 0
 }
 
 func (r *run) logHost(a at) string {

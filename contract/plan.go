@@ -17,7 +17,8 @@ type Plan struct {
 	TokensDecrypted int    // top-level and nested
 	TokensIgnored   int    // look like tokens, do not open, are not needed
 	Network         *Network
-	Syslog          *Syslog  // nil = no logging configured, and the policy allowed it
+	Syslog          *Syslog // nil, and LogRouter too = no logging configured, and the policy allowed it
+	LogRouter       *LogRouter
 	Volumes         []Volume // document order of workload.volumes
 	Auths           []Auth   // sorted by host
 	CACerts         [][]byte // PEM, further trust anchors for registries
@@ -71,6 +72,14 @@ type Syslog struct {
 	CA   []byte         // PEM, one or more certificates
 	Cert []byte         // PEM, the client's certificate first
 	Key  *secret.Secret // PEM, PKCS#8
+}
+
+// LogRouter is env.logging.logRouter, and env.x-hpcr.logging.
+type LogRouter struct {
+	Host   string         // name or IP address of the ingress
+	Port   int            // default 443
+	APIKey *secret.Secret // printable ASCII
+	IAM    string         // https URL of the service that gives tokens for it
 }
 
 // Volume is one data volume, both halves of the contract joined.

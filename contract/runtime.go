@@ -7,7 +7,7 @@ import "hpcr/agent/hpl"
 type features struct{ logRouter, play bool }
 
 // supported is what this version's guest can do.
-var supported = features{play: true}
+var supported = features{logRouter: true, play: true}
 
 // capable compares the contract with the guest. The guest refuses by name what
 // it cannot do, before anything is touched. Lint judges the contract and not

@@ -49,6 +49,9 @@ func (p *Plan) wipe() {
 	if p.Syslog != nil {
 		p.Syslog.Key.Wipe()
 	}
+	if p.LogRouter != nil {
+		p.LogRouter.APIKey.Wipe()
+	}
 	for _, id := range p.TLS.Identities {
 		id.Key.Wipe()
 	}

@@ -30,6 +30,7 @@ type wirePlan struct {
 	TokensIgnored   int              `json:"tokensIgnored"`
 	Network         *Network         `json:"network"`
 	Syslog          *wireSyslog      `json:"syslog"`
+	LogRouter       *wireLogRouter   `json:"logRouter"`
 	Volumes         []wireVolume     `json:"volumes"`
 	Auths           []wireAuth       `json:"auths"`
 	CACerts         [][]byte         `json:"caCerts"`
@@ -57,6 +58,13 @@ type wireSyslog struct {
 	CA   []byte `json:"ca"`
 	Cert []byte `json:"cert"`
 	Key  []byte `json:"key"`
+}
+
+type wireLogRouter struct {
+	Host   string `json:"host"`
+	Port   int    `json:"port"`
+	APIKey []byte `json:"apiKey"`
+	IAM    string `json:"iam"`
 }
 
 type wireTLS struct {
@@ -118,6 +126,9 @@ func (v *Verified) Encode(w io.Writer) error {
 	out.UserDataMasked, out.WorkloadDataDecrypted = f.userDataLen, f.workloadDataLen
 	if s := p.Syslog; s != nil {
 		out.Syslog = &wireSyslog{s.Host, s.Port, s.CA, s.Cert, s.Key.Bytes()}
+	}
+	if l := p.LogRouter; l != nil {
+		out.LogRouter = &wireLogRouter{l.Host, l.Port, l.APIKey.Bytes(), l.IAM}
 	}
 	out.TLS = wireTLS{p.TLS.Ingress, p.TLS.Egress, nil, p.TLS.Management}
 	for _, id := range p.TLS.Identities {
@@ -201,6 +212,9 @@ func (in *wirePlan) plan() *Plan {
 	if s := in.Syslog; s != nil {
 		p.Syslog = &Syslog{s.Host, s.Port, s.CA, s.Cert, secret.New(s.Key)}
 	}
+	if l := in.LogRouter; l != nil {
+		p.LogRouter = &LogRouter{l.Host, l.Port, secret.New(l.APIKey), l.IAM}
+	}
 	p.TLS = TLS{Ingress: in.TLS.Ingress, Egress: in.TLS.Egress, Management: in.TLS.Management}
 	for _, id := range in.TLS.Identities {
 		p.TLS.Identities = append(p.TLS.Identities, TLSIdentity{id.Name, id.Path, id.Cert, secret.New(id.Key)})
@@ -264,6 +278,9 @@ func (p *Plan) check() error {
 	}
 	if s := p.Syslog; s != nil && (!validHost(s.Host) || s.Port < 1 || s.Port > 65535) {
 		return errors.New("log target")
+	}
+	if l := p.LogRouter; l != nil && (!validHost(l.Host) || l.Port < 1 || l.Port > 65535 || !validAPIKey(string(l.APIKey.Bytes())) || !validLookaside(l.IAM)) {
+		return errors.New("log service")
 	}
 	if err := p.TLS.check(); err != nil {
 		return err

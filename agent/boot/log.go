@@ -13,10 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hpcr/agent/event"
+	"hpcr/agent/hpl"
 	"hpcr/agent/kmsg"
 	"hpcr/agent/logship"
 	"hpcr/agent/workload"
 	"hpcr/contract"
+	"hpcr/network"
 )
 
 // drainLimit is how long an orderly end waits for the log host.
@@ -25,16 +27,12 @@ const drainLimit = 5 * time.Second
 // openLog connects to the owner's log host and proves it by a probe. What was
 // said before goes there first.
 func (g *Guest) openLog(ctx context.Context) error {
-	s := g.plan.Syslog
-	if s == nil {
+	if g.plan.Syslog == nil && g.plan.LogRouter == nil {
 		g.Console.Message("HPL01002W", "", "")
 		return nil
 	}
 	g.Console.Unit("hpcr-logging", "Configuring logging ...")
-	ship, err := logship.Open(ctx, logship.Config{
-		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname, Now: g.now,
-	}, nil)
-	s.Key.Wipe() // for connecting again, TLS keeps the key as numbers
+	ship, err := g.reachLog(ctx)
 	if err != nil {
 		return err
 	}
@@ -51,6 +49,24 @@ func (g *Guest) openLog(ctx context.Context) error {
 	g.Console.Message("HPL01010I", "", "")
 	g.Console.Unit("hpcr-logging", "Logging has been configured")
 	return nil
+}
+
+func (g *Guest) reachLog(ctx context.Context) (*logship.Shipper, error) {
+	if l := g.plan.LogRouter; l != nil {
+		trust, err := network.RegistryConfig(rootsFile, g.plan.CACerts, g.now)
+		if err != nil {
+			return nil, hpl.Wrap(err, "HPL01004E", "/env/cacerts", "give a list of one NAME: base64 of a PEM certificate")
+		}
+		// The key stays: tokens end within the hour.
+		return logship.Open(ctx, logship.Config{
+			Host: l.Host, Port: l.Port, Hostname: g.plan.Hostname, Cloud: &logship.Cloud{IAM: l.IAM, APIKey: l.APIKey, TLS: trust},
+		}, nil)
+	}
+	s := g.plan.Syslog
+	defer s.Key.Wipe() // for connecting again, TLS keeps the key as numbers
+	return logship.Open(ctx, logship.Config{
+		Host: s.Host, Port: s.Port, CA: s.CA, Cert: s.Cert, Key: s.Key, Hostname: g.plan.Hostname, Now: g.now,
+	}, nil)
 }
 
 // followKernel sends the kernel's messages, from the oldest that there is.

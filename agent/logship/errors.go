@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 
@@ -66,6 +67,48 @@ func (e *refusedError) Unwrap() error { return e.err }
 // probeError is HPL01011E with the class of the cause.
 func probeError(err error) error {
 	return hpl.Wrap(err, "HPL01011E", at+"/hostname", plainCause(err))
+}
+
+const cloudAt = "/env/logging/logRouter"
+
+// cloudError is HPL01004E with the field that is probably wrong.
+func cloudError(err error) error {
+	var (
+		st      *stageError
+		refused *batchRefused
+		dns     *net.DNSError
+		at      = cloudAt + "/hostname"
+		what    = "the log service"
+	)
+	switch {
+	case errors.As(err, &refused):
+		return hpl.Wrap(err, "HPL01004E", at, fmt.Sprintf("the log service does not accept messages in this form (HTTP status %d); check that this is the ingress host of IBM Cloud Logs", refused.status))
+	case errors.As(err, &st) && st.stage == stageToken:
+		at, what = cloudAt+"/iamApiKey", "IAM"
+	}
+	switch {
+	case st == nil:
+		return hpl.Wrap(err, "HPL01004E", at, "the log service did not answer in time")
+	case st.status == 400 && st.stage == stageToken:
+		return hpl.Wrap(err, "HPL01004E", at, "IAM does not know this API key; give one that exists and is not locked")
+	case st.status == 401, st.status == 403:
+		return hpl.Wrap(err, "HPL01004E", cloudAt+"/iamApiKey", what+" refuses the API key; its owner must have the role Sender for the log service")
+	case st.status == 404:
+		return hpl.Wrap(err, "HPL01004E", at, what+" has no such address; check that the host name is the ingress host of IBM Cloud Logs")
+	case st.status != 0:
+		return hpl.Wrap(err, "HPL01004E", at, fmt.Sprintf("%s answers with HTTP status %d; try again later", what, st.status))
+	case errors.Is(err, errToken):
+		return hpl.Wrap(err, "HPL01004E", at, "IAM's answer holds no token; check x-hpcr.logging.iam")
+	case errors.As(err, &dns):
+		return hpl.Wrap(err, "HPL01004E", at, "the name of "+what+" cannot be resolved; check it and the name servers of the guest's network")
+	}
+	cause := plainCause(err)
+	if err := st.err; errors.As(err, new(*net.OpError)) && !errors.As(err, new(*tls.CertificateVerificationError)) {
+		cause = "it cannot be reached; check its port, and the way through firewalls"
+	} else if errors.As(err, new(x509.UnknownAuthorityError)) {
+		cause = "its certificate is by an authority that is neither the system's nor in cacerts"
+	}
+	return hpl.Wrap(err, "HPL01004E", at, what+" could not be used: "+strings.ReplaceAll(cause, "the log server", what))
 }
 
 func plainCause(err error) string {

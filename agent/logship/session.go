@@ -23,12 +23,36 @@ const (
 	probeText    = "authentication probe"
 )
 
-// session is one connection. Its reader sees the server's alerts and its end.
+// link is one connection to the log host, of either kind.
+type link interface {
+	send(context.Context, []*item) error // one batch
+	written() uint64                     // octets, so far
+	acked() uint64                       // how many of them the other side's kernel has
+	sure() bool                          // send returns when the log host itself has it
+	ended() <-chan struct{}
+	abort() error
+	finish()
+}
+
+// session is a connection to a syslog server. Its reader sees the server's
+// alerts and its end.
 type session struct {
 	conn *tls.Conn
 	wire *wire
+	buf  []byte
 	dead chan struct{}
 	err  error // valid once dead is closed
+}
+
+func (c *session) sure() bool             { return false }
+func (c *session) ended() <-chan struct{} { return c.dead }
+
+func (c *session) send(_ context.Context, batch []*item) error {
+	c.buf = c.buf[:0]
+	for _, it := range batch {
+		c.buf = it.appendFrame(c.buf)
+	}
+	return c.write(c.buf)
 }
 
 // wire counts octets below TLS, and bounds each write: a server that takes a
@@ -47,7 +71,8 @@ func (w *wire) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (s *Shipper) connect(ctx context.Context) (*session, error) {
+// syslog connects to a syslog server and proves the connection.
+func (s *Shipper) syslog(ctx context.Context) (link, error) {
 	ctx, stop := context.WithTimeout(ctx, dialLimit)
 	defer stop()
 	raw, err := s.dial(ctx, "tcp", s.addr)
@@ -84,11 +109,7 @@ func tune(tcp *net.TCPConn) error {
 
 // probe writes the probe message and waits for a refusal.
 func (s *Shipper) probe(ctx context.Context, c *session, wait time.Duration) error {
-	items, _ := s.own.form.render(Entry{Severity: SeverityInfo, MsgID: string(event.LogProbe), Text: []byte(probeText)}, 0)
-	s.mu.Lock()
-	s.number(items[0])
-	s.mu.Unlock()
-	if err := c.write(items[0].appendFrame(nil)); err != nil {
+	if err := c.send(ctx, s.probeMessage()); err != nil {
 		select { // the reader knows the reason, if the server gave one
 		case <-c.dead:
 			return &refusedError{c.err}
@@ -104,6 +125,15 @@ func (s *Shipper) probe(ctx context.Context, c *session, wait time.Duration) err
 	case <-time.After(wait):
 		return nil
 	}
+}
+
+func (s *Shipper) probeMessage() []*item {
+	items, _ := s.own.form.render(Entry{Severity: SeverityInfo, MsgID: string(event.LogProbe), Text: []byte(probeText)}, 0)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.number(items[0])
+	items[0].src = s.own
+	return items
 }
 
 func (c *session) read() {

@@ -1,8 +1,10 @@
 package logship
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -25,7 +27,7 @@ const (
 	ownApp     = "hpcr-logging"
 )
 
-// Config is /env/logging/syslog. Key stays the caller's: Open copies what it
+// Config is /env/logging/syslog, or with Cloud /env/logging/logRouter. Key stays the caller's: Open copies what it
 // needs and the caller may wipe it afterwards.
 type Config struct {
 	Host     string
@@ -34,6 +36,7 @@ type Config struct {
 	Key      *secret.Secret
 	Hostname string           // of the guest, for the HOSTNAME field
 	Now      func() time.Time // the clock with the time floor, for certificates; nil = the system's
+	Cloud    *Cloud           // not syslog: CA, Cert and Key are not used
 }
 
 // DialFunc is net.Dialer's DialContext.
@@ -42,11 +45,12 @@ type DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error
 // Shipper sends messages until Close. All methods may be called from any
 // goroutine.
 type Shipper struct {
-	addr string
-	host string
-	tls  *tls.Config
-	dial DialFunc
-	own  *Source
+	addr    string
+	host    string
+	tls     *tls.Config
+	dial    DialFunc
+	connect func(context.Context) (link, error)
+	own     *Source
 
 	wake   chan struct{}
 	cancel context.CancelFunc
@@ -59,6 +63,7 @@ type Shipper struct {
 	seq     uint32   // the next sequenceId
 	busy    bool     // a batch is being written
 	closed  bool
+	batch   int   // octets that are sent at once
 	stats   Stats // the counters of it
 }
 
@@ -98,31 +103,40 @@ type Source struct {
 // HPL01005E to HPL01011E. dial nil = a plain dialer. No environment variable,
 // no proxy, no plain text.
 func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
-	config, err := tlsConfig(c)
-	if err != nil {
-		return nil, err
-	}
-	config.DynamicRecordSizingDisabled = true
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
-	port := c.Port
-	if port == 0 {
-		port = DefaultPort
-	}
 	s := &Shipper{
-		addr: net.JoinHostPort(c.Host, strconv.Itoa(port)),
 		host: c.Hostname,
-		tls:  config,
 		dial: dial,
 		wake: make(chan struct{}, 1),
 		done: make(chan struct{}),
 		seq:  1,
+
+		batch: batchBytes,
+	}
+	failed := probeError
+	if c.Cloud != nil {
+		service, err := newService(c, dial)
+		if err != nil {
+			return nil, err
+		}
+		s.connect = func(ctx context.Context) (link, error) { return service.open(ctx, s.probeMessage()) }
+		failed, s.batch = cloudError, cloudBatch
+	} else {
+		config, err := tlsConfig(c)
+		if err != nil {
+			return nil, err
+		}
+		config.DynamicRecordSizingDisabled = true
+		s.tls = config
+		s.addr = net.JoinHostPort(c.Host, strconv.Itoa(cmp.Or(c.Port, DefaultPort)))
+		s.connect = s.syslog
 	}
 	s.own = s.Source(Origin{Name: ownApp, Facility: FacilitySyslog, App: ownApp})
 	first, err := s.connect(ctx)
 	if err != nil {
-		return nil, probeError(err)
+		return nil, failed(err)
 	}
 	run, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -243,7 +257,7 @@ func (s *Shipper) Close() error {
 }
 
 // run owns the connection until ctx ends.
-func (s *Shipper) run(ctx context.Context, c *session) {
+func (s *Shipper) run(ctx context.Context, c link) {
 	defer close(s.done)
 	for {
 		s.connected(true)
@@ -276,7 +290,7 @@ func (s *Shipper) connected(yes bool) {
 	s.stats.Connected = yes
 }
 
-func (s *Shipper) reconnect(ctx context.Context) *session {
+func (s *Shipper) reconnect(ctx context.Context) link {
 	for attempt := 0; ; attempt++ {
 		select {
 		case <-ctx.Done():
@@ -304,10 +318,9 @@ func backoff(attempt int, random float64) time.Duration {
 
 // pump writes until ctx ends or the connection breaks, and returns what may
 // not have arrived.
-func (s *Shipper) pump(ctx context.Context, c *session) []*item {
+func (s *Shipper) pump(ctx context.Context, c link) []*item {
 	var (
 		fl   flight
-		buf  []byte
 		tick = time.NewTicker(settleTick)
 	)
 	defer tick.Stop()
@@ -319,12 +332,12 @@ func (s *Shipper) pump(ctx context.Context, c *session) []*item {
 		s.mu.Unlock()
 	}
 	for {
-		var batch []*item
-		if batch, buf = s.take(buf[:0]); batch == nil {
+		batch := s.take()
+		if batch == nil {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-c.dead:
+			case <-c.ended():
 				return fl.items
 			case <-s.wake:
 			case <-tick.C:
@@ -333,29 +346,48 @@ func (s *Shipper) pump(ctx context.Context, c *session) []*item {
 			}
 			continue
 		}
-		fl.add(batch)
-		err := c.write(buf)
-		s.wrote(batch, c.written(), err)
-		if err != nil {
-			return fl.items
+		err := c.send(ctx, batch)
+		var refused *batchRefused
+		if errors.As(err, &refused) {
+			s.refuse(batch, refused)
+			continue
 		}
-		settle()
+		s.wrote(batch, c.written(), err)
+		switch {
+		case err != nil:
+			return append(fl.items, batch...)
+		case c.sure():
+			s.mu.Lock()
+			s.settled(batch)
+			few := s.spool.bytes < s.batch/2
+			s.mu.Unlock()
+			if few { // one request for what is said together
+				select {
+				case <-ctx.Done():
+				case <-time.After(cloudPause):
+				}
+			}
+		default:
+			fl.add(batch)
+			settle()
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
 	}
 }
 
-// take removes the next batch and renders it. Where messages of a source were
-// lost, a record that counts them goes before the source's next one.
-func (s *Shipper) take(buf []byte) ([]*item, []byte) {
+// take removes the next batch. Where messages of a source were lost, a record
+// that counts them goes before the source's next one.
+func (s *Shipper) take() (batch []*item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var batch []*item
+	n := 0
 	add := func(it *item) {
-		batch, buf = append(batch, it), it.appendFrame(buf)
+		batch = append(batch, it)
+		n += len(it.msg)
 	}
-	for len(buf) < batchBytes && len(s.repeat) > 0 {
+	for n < s.batch && len(s.repeat) > 0 {
 		add(s.repeat[0])
 		s.repeat[0] = nil
 		s.repeat = s.repeat[1:]
@@ -364,7 +396,7 @@ func (s *Shipper) take(buf []byte) ([]*item, []byte) {
 		s.repeat = nil
 	}
 	wait := false
-	for len(buf) < batchBytes && !wait {
+	for n < s.batch && !wait {
 		var it *item
 		if it, wait = s.backlog.older(); it == nil {
 			break
@@ -374,7 +406,7 @@ func (s *Shipper) take(buf []byte) ([]*item, []byte) {
 	if s.backlog != nil {
 		s.backlog.hold(&s.spool)
 	}
-	for len(buf) < batchBytes && s.spool.n > 0 && !wait {
+	for n < s.batch && s.spool.n > 0 && !wait {
 		it := s.spool.pop()
 		if it.src.gap > 0 {
 			add(s.lossRecord(it.src, it.src.gap))
@@ -383,7 +415,7 @@ func (s *Shipper) take(buf []byte) ([]*item, []byte) {
 		add(it)
 	}
 	s.busy = batch != nil
-	return batch, buf
+	return batch
 }
 
 func (s *Shipper) lossRecord(src *Source, n uint64) *item {
@@ -416,6 +448,30 @@ func (s *Shipper) wrote(batch []*item, end uint64, err error) {
 	}
 	if err != nil {
 		s.busy = true // until they are back among what waits
+	}
+}
+
+// refuse counts a batch that the log host does not want, now or later.
+func (s *Shipper) refuse(batch []*item, why *batchRefused) {
+	s.mu.Lock()
+	s.busy = false
+	lost := map[*Source]uint64{}
+	for _, it := range batch {
+		lost[it.src]++
+		it.src.lost++
+	}
+	s.spool.lost += uint64(len(batch))
+	s.settled(batch)
+	s.mu.Unlock()
+	for src, n := range lost {
+		if src == s.own {
+			continue // else a log host that refuses all would be told so without end
+		}
+		s.mu.Lock()
+		it := s.lossRecord(src, n)
+		it.msg = fmt.Appendf(it.msg, " (%s)", why)
+		s.spool.push(it)
+		s.mu.Unlock()
 	}
 }
 
