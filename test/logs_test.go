@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -38,7 +39,108 @@ var logScenarios = []scenario.Scenario{{
 	Archs:    []string{scenario.AMD64, scenario.S390X},
 	Cost:     80 * time.Second,
 	Run:      keptLog,
+}, {
+	Name:     "a contract with logRouter reports to IBM Cloud Logs' ingestion service",
+	Attacker: "a service that forgets its tokens and is away for some seconds",
+	Claim:    "Boot, kernel, agent and container are told apart by the documented fields; of the container every line arrives, in order, counted from its own numbers.",
+	Tier:     scenario.Full,
+	Archs:    []string{scenario.AMD64, scenario.S390X},
+	Cost:     50 * time.Second,
+	Run:      cloudLog,
 }}
+
+func cloudLog(t *testing.T, lab *scenario.Lab) {
+	const key = scenario.Canary + "-api-key"
+	service, err := peers.StartIngestion(lab.RegistryCA, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := service.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	c := lab.Small(t)
+	c.Env.Logging = peers.LogRouterTo(service.Port(), key)
+	c.Env.XHPCR = peers.LogRouterIAM(service.Port())
+	c.Workload.Compose = lab.Compose(t, counting(lab.Web(t)))
+	seen := func(ok func(peers.IngestionEntry) bool) func() bool {
+		return func() bool { return slices.ContainsFunc(service.Entries(), ok) }
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s does not come; there are %d messages", what, len(service.Entries()))
+			}
+		}
+	}
+	line := func(text string) func() bool {
+		return seen(func(e peers.IngestionEntry) bool { return e.Text["message"] == text })
+	}
+	lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), While: func(*scenario.Guest) {
+		until("line 40", line("n=40"))
+		begin := time.Now()
+		service.Change(func(n int, w http.ResponseWriter, r *http.Request) bool {
+			switch {
+			case n == 1:
+				w.WriteHeader(http.StatusUnauthorized)
+			case time.Since(begin) < 5*time.Second:
+				w.WriteHeader(http.StatusServiceUnavailable)
+			default:
+				return false
+			}
+			return true
+		})
+		until("line 140", line("n=140"))
+	}}).Ready(t)
+	last, highest, kinds := 0, 0, map[string]int{}
+	for _, e := range service.Entries() {
+		if e.Application != "hpcr" || e.Computer == "" || e.Text["sequence"] == "" {
+			t.Errorf("%+v", e)
+		}
+		kinds[e.Subsystem]++
+		if e.Subsystem != "canarycount" {
+			continue
+		}
+		if e.Text["service"] != "canarycount" || e.Text["stream"] != "stdout" || !strings.Contains(e.Text["image"], "@sha256:") || e.Severity != 3 {
+			t.Errorf("%+v", e)
+		}
+		n := 0
+		switch _, err := fmt.Sscanf(e.Text["message"], "n=%d", &n); {
+		case err == nil && n > highest+1:
+			t.Errorf("line %d came after %d", n, highest)
+		case err == nil:
+			highest = max(highest, n)
+		default:
+			if _, err := fmt.Sscanf(e.Text["message"], "last=%d", &last); err != nil {
+				t.Errorf("%q", e.Text["message"])
+			}
+		}
+	}
+	t.Logf("%d lines written, the highest that arrived is %d; %d tokens; messages by subsystem: %v", last, highest, service.Tokens(), kinds)
+	if last < 140 || highest != last || kinds["kernel"] == 0 || kinds["hpcr-agent"] == 0 || service.Tokens() < 2 {
+		t.Errorf("%d lines were written, %d arrived; %d tokens; messages by subsystem: %v", last, highest, service.Tokens(), kinds)
+	}
+}
+
+// counting is a project whose container numbers its lines, 20 a second, and
+// says at its end how many there were.
+func counting(image string) string {
+	return fmt.Sprintf(`services:
+  canarycount:
+    image: %s
+    entrypoint: [/bin/busybox, sh, -c]
+    command:
+      - |
+        trap 'echo "last=$$n"; exit 0' TERM
+        n=0
+        while :; do
+          n=$$((n + 1)); echo "n=$$n"
+          [ $$((n %% 20)) = 0 ] && /bin/busybox sleep 1
+        done
+`, image)
+}
 
 const logVolume = scenario.Canary + "log"
 
@@ -49,19 +151,7 @@ func keptLog(t *testing.T, lab *scenario.Lab) {
 	c.Env.Logging = peers.SyslogTo(host.Port(), lab.LogCA, lab.LogClient)
 	c.Workload.Volumes = map[string]peers.WorkloadVolume{logVolume: {Mount: "/var/lib/hpcr/log", Filesystem: "ext4", Seed: scenario.WorkloadSeed}}
 	c.Env.Volumes = map[string]peers.EnvVolume{logVolume: {Seed: scenario.EnvSeed}}
-	c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
-  canarycount:
-    image: %[1]s
-    entrypoint: [/bin/busybox, sh, -c]
-    command:
-      - |
-        trap 'echo "last=$$n"; exit 0' TERM
-        n=0
-        while :; do
-          n=$$((n + 1)); echo "n=$$n"
-          [ $$((n %% 20)) = 0 ] && /bin/busybox sleep 1
-        done
-`, lab.Web(t)))
+	c.Workload.Compose = lab.Compose(t, counting(lab.Web(t)))
 	wait := func(what string, from int) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

@@ -9,10 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,149 +17,80 @@ import (
 
 	"hpcr/agent/hpl"
 	"hpcr/agent/secret"
+	"hpcr/test/peers"
 )
 
-const (
-	apiKey   = "key+of/iam=1"
-	logsPath = "/logs/v1/singles"
-)
+const apiKey = "key+of/iam=1"
 
-// ingestion behaves as IBM Cloud Logs' ingestion service and its IAM: a token for
-// the key, messages for a token. answer may change what it says.
-type ingestion struct {
-	*httptest.Server
-	mu       sync.Mutex
-	tokens   int // given so far; the last is valid
-	got      []map[string]any
-	requests int
-	answer   func(n int, w http.ResponseWriter, r *http.Request) bool // true = it has answered
-}
-
-func newIngestion(t *testing.T) *ingestion {
-	s := &ingestion{}
-	s.Server = httptest.NewUnstartedServer(s)
-	s.Config.ErrorLog = nil
-	s.StartTLS()
-	t.Cleanup(s.Close)
-	return s
-}
-
-func (s *ingestion) change(f func(n int, w http.ResponseWriter, r *http.Request) bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.answer, s.requests = f, 0
-}
-
-func (s *ingestion) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	s.requests++
-	answer, n := s.answer, s.requests
-	s.mu.Unlock()
-	if answer != nil && answer(n, w, r) {
-		return
-	}
-	body, err := io.ReadAll(r.Body)
-	if err != nil || r.Method != http.MethodPost {
-		w.WriteHeader(http.StatusBadRequest)
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch r.URL.Path {
-	case "/identity/token":
-		form, err := url.ParseQuery(string(body))
-		if err != nil || form.Get("apikey") != apiKey || form.Get("grant_type") != "urn:ibm:params:oauth:grant-type:apikey" ||
-			r.Header.Get("Content-Type") != "application/x-www-form-urlencoded" {
-			w.WriteHeader(http.StatusBadRequest)
-			fmt.Fprint(w, `{"errorCode":"BXNIM0415E","errorMessage":"Provided API key could not be found."}`)
-			return
-		}
-		s.tokens++
-		fmt.Fprintf(w, `{"access_token":"token-%d","refresh_token":"not_supported","token_type":"Bearer","expires_in":3600,"expiration":1700000000,"scope":"ibm openid"}`, s.tokens)
-	case logsPath:
-		if r.Header.Get("Authorization") != fmt.Sprintf("Bearer token-%d", s.tokens) || s.tokens == 0 {
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		var entries []map[string]any
-		if r.Header.Get("Content-Type") != "application/json" || len(body) > 2<<20 || json.Unmarshal(body, &entries) != nil {
-			w.WriteHeader(http.StatusBadRequest)
-			return
-		}
-		s.got = append(s.got, entries...)
-	default:
-		w.WriteHeader(http.StatusNotFound)
-	}
-}
-
-func (s *ingestion) config(t *testing.T, key string) Config {
+func newIngestion(t *testing.T) (*peers.Ingestion, *peers.CA) {
 	t.Helper()
-	u, err := url.Parse(s.URL)
+	ca, err := peers.NewCA("the ingestion's")
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := 0
-	if _, err := fmt.Sscan(u.Port(), &port); err != nil {
+	s, err := peers.StartIngestion(ca, apiKey)
+	if err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(s.Certificate())
-	return Config{Host: "127.0.0.1", Port: port, Hostname: "guest-1",
-		Cloud: &Cloud{IAM: s.URL, APIKey: secret.New([]byte(key)), TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, ca
+}
+
+func address(s *peers.Ingestion) string { return fmt.Sprintf("https://127.0.0.1:%d", s.Port()) }
+
+func cloudConfig(s *peers.Ingestion, ca *peers.CA, key string) Config {
+	return Config{Host: "127.0.0.1", Port: s.Port(), Hostname: "guest-1",
+		Cloud: &Cloud{IAM: address(s), APIKey: secret.New([]byte(key)), TLS: &tls.Config{RootCAs: ca.Pool(), MinVersion: tls.VersionTLS12}}}
 }
 
 // messages are the texts of what arrived, but for the shipper's own.
-func (s *ingestion) messages() (out []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range s.got {
-		if e["subsystemName"] != ownApp {
-			out = append(out, e["text"].(map[string]any)["message"].(string))
+func messages(s *peers.Ingestion) (out []string) {
+	for _, e := range s.Entries() {
+		if e.Subsystem != ownApp {
+			out = append(out, e.Text["message"])
 		}
 	}
 	return out
 }
 
-func (s *ingestion) wait(t *testing.T, n int) []string {
+func waitMessages(t *testing.T, s *peers.Ingestion, n int) []string {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); len(s.messages()) < n; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(messages(s)) < n; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d of %d messages arrived", len(s.messages()), n)
+			t.Fatalf("%d of %d messages arrived", len(messages(s)), n)
 		}
 	}
-	return s.messages()
+	return messages(s)
 }
 
 func TestCloudFields(t *testing.T) {
-	s := newIngestion(t)
-	ship := open(t, s.config(t, apiKey))
+	s, ca := newIngestion(t)
+	ship := open(t, cloudConfig(s, ca, apiKey))
 	defer ship.Close()
 	ship.Source(Origin{Name: "agent", Facility: FacilityDaemon, App: "hpcr-agent", ProcID: "7"}).
 		Send(Entry{Time: noon, Severity: SeverityNotice, MsgID: "boot.verdict", Text: []byte(`ready "now" ü`)})
 	ship.Source(Origin{Name: "web", Facility: FacilityUser, App: "web", Foreign: true, Data: []Param{{"service", "web"}, {"image", `a"]\b`}, {"stream", "stderr"}}}).
 		Send(Entry{Time: noon, Severity: SeverityError, MsgID: "stderr", Text: []byte("[not=\"data\"] HPL11000E\x1b[2J")})
 	ship.Source(Origin{Name: "empty", App: "empty"}).Send(Entry{Time: noon, Severity: SeverityDebug})
-	s.wait(t, 3)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	base := map[string]any{"applicationName": "hpcr", "computerName": "guest-1", "timestamp": float64(noon.UnixMicro()) / 1000}
-	with := func(subsystem string, severity float64, text map[string]any) map[string]any {
-		out := map[string]any{"subsystemName": subsystem, "severity": severity, "text": text}
-		for k, v := range base {
-			out[k] = v
-		}
-		return out
+	waitMessages(t, s, 3)
+	with := func(subsystem string, severity int, text map[string]string) peers.IngestionEntry {
+		return peers.IngestionEntry{Application: "hpcr", Computer: "guest-1", Timestamp: float64(noon.UnixMicro()) / 1000, Subsystem: subsystem, Severity: severity, Text: text}
 	}
-	want := []map[string]any{
-		with("hpcr-agent", 3, map[string]any{"sequence": "2", "facility": "3", "process": "7", "event": "boot.verdict", "message": `ready "now" ü`}),
-		with("web", 5, map[string]any{"sequence": "3", "facility": "1", "event": "stderr", "service": "web", "image": `a"]\b`, "stream": "stderr", "message": `[not="data"] \u0048PL11000E\x1b[2J`}),
-		with("empty", 1, map[string]any{"sequence": "4", "facility": "0", "message": ""}),
+	want := []peers.IngestionEntry{
+		with("hpcr-agent", 3, map[string]string{"sequence": "2", "facility": "3", "process": "7", "event": "boot.verdict", "message": `ready "now" ü`}),
+		with("web", 5, map[string]string{"sequence": "3", "facility": "1", "event": "stderr", "service": "web", "image": `a"]\b`, "stream": "stderr", "message": `[not="data"] \u0048PL11000E\x1b[2J`}),
+		with("empty", 1, map[string]string{"sequence": "4", "facility": "0", "message": ""}),
 	}
-	if diff := cmp.Diff(want, s.got[1:]); diff != "" {
+	got := s.Entries()
+	if diff := cmp.Diff(want, got[1:]); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	if text := s.got[0]["text"].(map[string]any); text["event"] != "log.probe" || text["sequence"] != "1" {
-		t.Errorf("the first is %v", s.got[0])
+	if text := got[0].Text; text["event"] != "log.probe" || text["sequence"] != "1" {
+		t.Errorf("the first is %v", got[0])
 	}
 }
 
@@ -171,7 +99,7 @@ func TestCloudFields(t *testing.T) {
 func TestCloudTroubles(t *testing.T) {
 	status := func(code int) func(int, http.ResponseWriter, *http.Request) bool {
 		return func(n int, w http.ResponseWriter, r *http.Request) bool {
-			if n > 2 || r.URL.Path != logsPath {
+			if n > 2 || r.URL.Path != peers.IngestionPath {
 				return false
 			}
 			w.Header().Set("Retry-After", "1")
@@ -188,7 +116,7 @@ func TestCloudTroubles(t *testing.T) {
 		"away":           {answer: status(http.StatusServiceUnavailable)},
 		"forgets tokens": {answer: status(http.StatusUnauthorized), renews: true},
 		"resets in the middle of a request": {answer: func(n int, w http.ResponseWriter, r *http.Request) bool {
-			if n > 2 || r.URL.Path != logsPath {
+			if n > 2 || r.URL.Path != peers.IngestionPath {
 				return false
 			}
 			if _, err := io.ReadFull(r.Body, make([]byte, 10)); err != nil {
@@ -204,7 +132,7 @@ func TestCloudTroubles(t *testing.T) {
 			return true
 		}},
 		"answers without end": {answer: func(n int, w http.ResponseWriter, r *http.Request) bool {
-			if n > 1 || r.URL.Path != logsPath {
+			if n > 1 || r.URL.Path != peers.IngestionPath {
 				return false
 			}
 			for {
@@ -214,7 +142,7 @@ func TestCloudTroubles(t *testing.T) {
 			}
 		}},
 		"has headers without end": {answer: func(n int, w http.ResponseWriter, r *http.Request) bool {
-			if n > 1 || r.URL.Path != logsPath {
+			if n > 1 || r.URL.Path != peers.IngestionPath {
 				return false
 			}
 			w.Header().Set("X", strings.Repeat("x", 4*cloudHeader))
@@ -223,17 +151,17 @@ func TestCloudTroubles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newIngestion(t)
-			ship := open(t, s.config(t, apiKey))
+			s, ca := newIngestion(t)
+			ship := open(t, cloudConfig(s, ca, apiKey))
 			defer ship.Close()
 			web := ship.Source(Origin{Name: "web", App: "web"})
-			s.change(tt.answer)
+			s.Change(tt.answer)
 			const n = 200
 			for i := range n {
 				web.Send(Entry{Text: fmt.Appendf(nil, "n=%d", i)})
 			}
 			last := -1
-			for _, m := range s.wait(t, n) {
+			for _, m := range waitMessages(t, s, n) {
 				i := 0
 				if _, err := fmt.Sscanf(m, "n=%d", &i); err != nil {
 					t.Fatalf("%q: %v", m, err)
@@ -246,10 +174,8 @@ func TestCloudTroubles(t *testing.T) {
 			if st := ship.Stats(); st.Lost != 0 {
 				t.Errorf("%+v", st)
 			}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if tt.renews != (s.tokens > 1) {
-				t.Errorf("%d tokens were taken", s.tokens)
+			if n := s.Tokens(); tt.renews != (n > 1) {
+				t.Errorf("%d tokens were taken", n)
 			}
 		})
 	}
@@ -257,11 +183,11 @@ func TestCloudTroubles(t *testing.T) {
 
 // TestCloudRefuses: what the service will never take is counted, and the rest goes on.
 func TestCloudRefuses(t *testing.T) {
-	s := newIngestion(t)
-	ship := open(t, s.config(t, apiKey))
+	s, ca := newIngestion(t)
+	ship := open(t, cloudConfig(s, ca, apiKey))
 	defer ship.Close()
 	web := ship.Source(Origin{Name: "web", App: "web"})
-	s.change(func(n int, w http.ResponseWriter, r *http.Request) bool {
+	s.Change(func(n int, w http.ResponseWriter, r *http.Request) bool {
 		if n > 1 {
 			return false
 		}
@@ -271,29 +197,26 @@ func TestCloudRefuses(t *testing.T) {
 	web.Send(Entry{Text: []byte("poison")})
 	waitStats(t, ship, "the refusal is counted", func(st Stats) bool { return st.Lost == 1 })
 	web.Send(Entry{Text: []byte("after")})
-	if got := s.wait(t, 1); len(got) != 1 || got[0] != "after" {
+	if got := waitMessages(t, s, 1); len(got) != 1 || got[0] != "after" {
 		t.Errorf("%q", got)
 	}
 	drain(t, ship)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range s.got {
-		if text := e["text"].(map[string]any); text["event"] == "log.lost" && text["lost"] == "1" && text["source"] == "web" && strings.Contains(text["message"].(string), "HTTP status 422") {
+	for _, e := range s.Entries() {
+		if e.Text["event"] == "log.lost" && e.Text["lost"] == "1" && e.Text["source"] == "web" && strings.Contains(e.Text["message"], "HTTP status 422") {
 			return
 		}
 	}
-	t.Errorf("the loss is not told: %v", s.got)
+	t.Errorf("the loss is not told: %v", s.Entries())
 }
 
 // TestCloudRefusesAll: a service that takes nothing but the probe is not talked to
 // without end.
 func TestCloudRefusesAll(t *testing.T) {
-	s := newIngestion(t)
-	ship := open(t, s.config(t, apiKey))
+	s, ca := newIngestion(t)
+	ship := open(t, cloudConfig(s, ca, apiKey))
 	defer ship.Close()
 	requests := make(chan bool, 1000)
-	s.change(func(int, http.ResponseWriter, *http.Request) bool { return false })
-	s.change(func(n int, w http.ResponseWriter, r *http.Request) bool {
+	s.Change(func(n int, w http.ResponseWriter, r *http.Request) bool {
 		requests <- true
 		w.WriteHeader(http.StatusBadRequest)
 		return true
@@ -316,7 +239,7 @@ func TestCloudProbe(t *testing.T) {
 			return true
 		}
 	}
-	const iam = "/identity/token"
+	const iam = peers.TokenPath
 	for name, tt := range map[string]struct {
 		key    string
 		change func(*testing.T, *Config)
@@ -326,12 +249,12 @@ func TestCloudProbe(t *testing.T) {
 	}{
 		"a wrong key":                      {key: "another", path: "iamApiKey", says: "IAM does not know this API key"},
 		"no key":                           {key: "", path: "iamApiKey", says: "give the API key"},
-		"a key without the role":           {answer: only(logsPath, 403, ""), path: "iamApiKey", says: "role Sender"},
-		"a token that is refused":          {answer: only(logsPath, 401, ""), path: "iamApiKey", says: "refuses the API key"},
-		"another web server":               {answer: only(logsPath, 404, "<html>"), path: "hostname", says: "no such address"},
-		"a service that is down":           {answer: only(logsPath, 503, ""), path: "hostname", says: "HTTP status 503"},
-		"messages that nobody wants":       {answer: only(logsPath, 400, ""), path: "hostname", says: "HTTP status 400"},
-		"a redirect":                       {answer: only(logsPath, 302, ""), path: "hostname", says: "HTTP status 302"},
+		"a key without the role":           {answer: only(peers.IngestionPath, 403, ""), path: "iamApiKey", says: "role Sender"},
+		"a token that is refused":          {answer: only(peers.IngestionPath, 401, ""), path: "iamApiKey", says: "refuses the API key"},
+		"another web server":               {answer: only(peers.IngestionPath, 404, "<html>"), path: "hostname", says: "no such address"},
+		"a service that is down":           {answer: only(peers.IngestionPath, 503, ""), path: "hostname", says: "HTTP status 503"},
+		"messages that nobody wants":       {answer: only(peers.IngestionPath, 400, ""), path: "hostname", says: "HTTP status 400"},
+		"a redirect":                       {answer: only(peers.IngestionPath, 302, ""), path: "hostname", says: "HTTP status 302"},
 		"an IAM that is down":              {answer: only(iam, 500, ""), path: "iamApiKey", says: "IAM answers with HTTP status 500"},
 		"an IAM that says no JSON":         {answer: only(iam, 200, "<html>"), path: "iamApiKey", says: "holds no token"},
 		"an IAM with a token of two lines": {answer: only(iam, 200, `{"access_token":"a\r\nX: b"}`), path: "iamApiKey", says: "holds no token"},
@@ -343,13 +266,13 @@ func TestCloudProbe(t *testing.T) {
 		"an IAM without TLS": {change: func(_ *testing.T, c *Config) { c.Cloud.IAM = "http://127.0.0.1" }, path: "iam", says: "https URL"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newIngestion(t)
-			s.change(tt.answer)
+			s, ca := newIngestion(t)
+			s.Change(tt.answer)
 			key := tt.key
 			if key == "" && name != "no key" {
 				key = apiKey
 			}
-			c := s.config(t, key)
+			c := cloudConfig(s, ca, key)
 			if tt.change != nil {
 				tt.change(t, &c)
 			}
@@ -375,18 +298,18 @@ func TestCloudProbe(t *testing.T) {
 
 // TestCloudDoesNotFollow: a redirect gets neither key nor token elsewhere.
 func TestCloudDoesNotFollow(t *testing.T) {
-	thief := newIngestion(t)
+	thief, _ := newIngestion(t)
 	visits := make(chan string, 10)
-	thief.change(func(_ int, w http.ResponseWriter, r *http.Request) bool {
+	thief.Change(func(_ int, w http.ResponseWriter, r *http.Request) bool {
 		visits <- r.URL.Path
 		return false
 	})
-	s := newIngestion(t)
-	s.change(func(_ int, w http.ResponseWriter, r *http.Request) bool {
-		http.Redirect(w, r, thief.URL+r.URL.Path, http.StatusPermanentRedirect)
+	s, ca := newIngestion(t)
+	s.Change(func(_ int, w http.ResponseWriter, r *http.Request) bool {
+		http.Redirect(w, r, address(thief)+r.URL.Path, http.StatusPermanentRedirect)
 		return true
 	})
-	if ship, err := Open(t.Context(), s.config(t, apiKey), nil); err == nil {
+	if ship, err := Open(t.Context(), cloudConfig(s, ca, apiKey), nil); err == nil {
 		ship.Close()
 		t.Error("it is accepted")
 	}

@@ -25,7 +25,7 @@ import (
 const (
 	logLines = 200_000
 	logUntil = 190_000 // the clock stops here: rsyslog's last lines may wait for more
-	logWidth = 100 // octets of a line, its number included
+	logWidth = 100     // octets of a line, its number included
 	logTurns = 5
 )
 

@@ -74,7 +74,15 @@ type EnvVolume struct {
 
 // Logging names the log host.
 type Logging struct {
-	Syslog *Syslog `json:"syslog,omitempty"`
+	Syslog    *Syslog    `json:"syslog,omitempty"`
+	LogRouter *LogRouter `json:"logRouter,omitempty"`
+}
+
+// LogRouter is IBM Cloud Logs.
+type LogRouter struct {
+	Hostname  string `json:"hostname"`
+	Port      int    `json:"port,omitempty"`
+	IAMAPIKey string `json:"iamApiKey"`
 }
 
 // Syslog is a log host over mutual TLS; certificates and key are base64 of PEM.
