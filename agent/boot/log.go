@@ -57,7 +57,7 @@ func (g *Guest) reachLog(ctx context.Context) (*logship.Shipper, error) {
 		if err != nil {
 			return nil, hpl.Wrap(err, "HPL01004E", "/env/cacerts", "give a list of one NAME: base64 of a PEM certificate")
 		}
-		// The key stays: tokens end within the hour.
+		// A copy of the key stays there: tokens end within the hour.
 		return logship.Open(ctx, logship.Config{
 			Host: l.Host, Port: l.Port, Hostname: g.plan.Hostname, Cloud: &logship.Cloud{IAM: l.IAM, APIKey: l.APIKey, TLS: trust},
 		}, nil)

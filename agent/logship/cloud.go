@@ -44,7 +44,7 @@ const (
 // (POST /logs/v1/singles), with a bearer token that its IAM gives for an API key.
 type Cloud struct {
 	IAM    string         // URL; "" = DefaultIAM
-	APIKey *secret.Secret // kept for new tokens until Close
+	APIKey *secret.Secret // the caller's; a copy is kept for new tokens until Close
 	TLS    *tls.Config    // whom to trust; the names are set here
 }
 
@@ -78,7 +78,7 @@ func newService(c Config, dial DialFunc) (*service, error) {
 	return &service{
 		logs: "https://" + net.JoinHostPort(c.Host, strconv.Itoa(port)) + "/logs/v1/singles",
 		iam:  strings.TrimSuffix(iam, "/") + "/identity/token",
-		key:  c.Cloud.APIKey,
+		key:  secret.New(bytes.Clone(c.Cloud.APIKey.Bytes())),
 		client: &http.Client{
 			Timeout: cloudLimit,
 			// Neither key nor token goes where somebody else points to.
@@ -223,7 +223,10 @@ func (c *cloudLink) written() uint64        { return c.total }
 func (c *cloudLink) acked() uint64          { return c.total }
 func (c *cloudLink) sure() bool             { return true }
 func (c *cloudLink) ended() <-chan struct{} { return nil }
-func (c *cloudLink) finish()                { c.s.client.CloseIdleConnections() }
+
+func (c *cloudLink) finish() {
+	c.s.client.CloseIdleConnections()
+}
 
 func (c *cloudLink) abort() error {
 	c.s.client.CloseIdleConnections()

@@ -115,6 +115,17 @@ func TestCloudTroubles(t *testing.T) {
 		"broken":         {answer: status(http.StatusInternalServerError)},
 		"away":           {answer: status(http.StatusServiceUnavailable)},
 		"forgets tokens": {answer: status(http.StatusUnauthorized), renews: true},
+		"forgets tokens and is away": {answer: func(n int, w http.ResponseWriter, r *http.Request) bool {
+			switch {
+			case n == 1:
+				w.WriteHeader(http.StatusUnauthorized)
+			case n < 5:
+				w.WriteHeader(http.StatusServiceUnavailable)
+			default:
+				return false
+			}
+			return true
+		}, renews: true},
 		"resets in the middle of a request": {answer: func(n int, w http.ResponseWriter, r *http.Request) bool {
 			if n > 2 || r.URL.Path != peers.IngestionPath {
 				return false
@@ -152,7 +163,9 @@ func TestCloudTroubles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, ca := newIngestion(t)
-			ship := open(t, cloudConfig(s, ca, apiKey))
+			c := cloudConfig(s, ca, apiKey)
+			ship := open(t, c)
+			c.Cloud.APIKey.Wipe() // it was the caller's
 			defer ship.Close()
 			web := ship.Source(Origin{Name: "web", App: "web"})
 			s.Change(tt.answer)

@@ -50,6 +50,7 @@ type Shipper struct {
 	tls     *tls.Config
 	dial    DialFunc
 	connect func(context.Context) (link, error)
+	forget  func() // wipes what only connecting needs
 	own     *Source
 
 	wake   chan struct{}
@@ -113,7 +114,8 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 		done: make(chan struct{}),
 		seq:  1,
 
-		batch: batchBytes,
+		batch:  batchBytes,
+		forget: func() {},
 	}
 	failed := probeError
 	if c.Cloud != nil {
@@ -122,6 +124,7 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 			return nil, err
 		}
 		s.connect = func(ctx context.Context) (link, error) { return service.open(ctx, s.probeMessage()) }
+		s.forget = service.key.Wipe
 		failed, s.batch = cloudError, cloudBatch
 	} else {
 		config, err := tlsConfig(c)
@@ -136,6 +139,7 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 	s.own = s.Source(Origin{Name: ownApp, Facility: FacilitySyslog, App: ownApp})
 	first, err := s.connect(ctx)
 	if err != nil {
+		s.forget()
 		return nil, failed(err)
 	}
 	run, cancel := context.WithCancel(context.Background())
@@ -243,6 +247,7 @@ func (s *Shipper) Close() error {
 	s.mu.Unlock()
 	s.cancel()
 	<-s.done
+	s.forget()
 	if b != nil {
 		b.stop()
 		select {
