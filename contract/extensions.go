@@ -31,6 +31,8 @@ func (r *run) extensions(x at, section string) {
 		case section == "workload" && key == "tls":
 			r.workloadTLS(x.get(key))
 		case section == "env" && (key == "tls" || key == "management"): // envTLS reads both
+		case section == "env" && key == "network":
+			r.ownNetwork(x.get(key))
 		default:
 			r.unsupported(schema, x.get(key), "x-hpcr."+key)
 		}
