@@ -48,9 +48,11 @@ const (
 	maxPerKey = 64
 )
 
-// netReader reports under the network's code instead of the schema's.
+// netReader reads the keys that network-config and env.x-hpcr.network share.
 type netReader struct {
 	*run
+	code hpl.Code
+	ipv6 bool // IBM's file knows IPv4 only
 }
 
 func (r *run) network() {
@@ -66,7 +68,7 @@ func (r *run) network() {
 	if n == nil { // an empty file says nothing: DHCP
 		return
 	}
-	nr := netReader{r}
+	nr := netReader{r, networkCode, false}
 	if !nr.kind(place, mapNode) {
 		return
 	}
@@ -102,14 +104,14 @@ func (r netReader) kind(a at, k nodeKind) bool {
 		return true
 	}
 	what := map[nodeKind]string{scalarNode: "a single value", mapNode: "a mapping", listNode: "a list"}[k]
-	r.fail(networkCode, a, "here must be "+what, "see the example in the manual")
+	r.fail(r.code, a, "here must be "+what, "see the example in the manual")
 	return false
 }
 
 func (r netReader) only(a at, known ...string) {
 	for i, k := range a.n.keys {
 		if !contains(known, k.text) {
-			r.fail(networkCode, a.key(i), "this key does not belong here", "remove it or correct its name; "+listing(known))
+			r.fail(r.code, a.key(i), "this key does not belong here", "remove it or correct its name; "+listing(known))
 		}
 	}
 }
@@ -122,29 +124,26 @@ func (r netReader) link(name string, a at) Link {
 	r.only(a, "dhcp4", "mtu", "addresses", "gateway4", "routes", "nameservers")
 	d := a.get("dhcp4")
 	if !d.present() || setBool(&l.DHCP, d.n) != nil {
-		r.fail(networkCode, d, "dhcp4 must say true or false", "write dhcp4: true, or dhcp4: false with addresses")
+		r.fail(r.code, d, "dhcp4 must say true or false", "write dhcp4: true, or dhcp4: false with addresses")
 		return l
 	}
 	if m := a.get("mtu"); m.present() {
 		if err := setInt(&l.MTU, m.n, 68, 65535); err != nil {
-			r.failCause(err, networkCode, m, "this is not an MTU", "give a whole number from 68 to 65535")
+			r.failCause(err, r.code, m, "this is not an MTU", "give a whole number from 68 to 65535")
 		}
 	}
 	if l.DHCP {
 		for _, k := range []string{"addresses", "gateway4", "routes", "nameservers"} {
 			if v := a.get(k); v.present() {
-				r.fail(networkCode, v, "dhcp4 is true, so this may not stand beside it", "remove it, or set dhcp4 to false")
+				r.fail(r.code, v, "dhcp4 is true, so this may not stand beside it", "remove it, or set dhcp4 to false")
 			}
 		}
 		return l
 	}
 	if v := a.get("addresses"); !v.present() || len(v.vals()) == 0 {
-		r.fail(networkCode, v, "dhcp4 is false, so addresses are needed", "add addresses, like [192.0.2.10/24]")
+		r.fail(r.code, v, "dhcp4 is false, so addresses are needed", "add addresses, like [192.0.2.10/24]")
 	} else {
-		l.Addresses = each(r, v, "an IPv4 address with its prefix length", func(s string) (netip.Prefix, bool) {
-			p, err := netip.ParsePrefix(s)
-			return p, err == nil && p.Addr().Is4() && p.Bits() > 0
-		})
+		l.Addresses = each(r, v, r.word("address with its prefix length"), r.prefix)
 	}
 	if v := a.get("gateway4"); v.present() {
 		l.Gateway, _ = one(r, v, "an IPv4 address", ipv4)
@@ -164,17 +163,20 @@ func (r netReader) routes(l *Link, a at) {
 			continue
 		}
 		r.only(e, "to", "via")
-		to, ok1 := one(r, e.get("to"), `"default" or an IPv4 network`, func(s string) (netip.Prefix, bool) {
+		via, ok2 := one(r, e.get("via"), r.word("address"), r.gateway)
+		to, ok1 := one(r, e.get("to"), `"default" or `+r.word("network")+" of the family of via", func(s string) (netip.Prefix, bool) {
+			if s == "default" && via.Is6() {
+				return netip.PrefixFrom(netip.IPv6Unspecified(), 0), true
+			}
 			if s == "default" {
 				return netip.PrefixFrom(netip.IPv4Unspecified(), 0), true
 			}
-			if ip, ok := ipv4(s); ok {
-				return netip.PrefixFrom(ip, 32), true
-			}
 			p, err := netip.ParsePrefix(s)
-			return p.Masked(), err == nil && p.Addr().Is4()
+			if ip, ok := r.address(s); ok {
+				p, err = netip.PrefixFrom(ip, ip.BitLen()), nil
+			}
+			return p.Masked(), err == nil && !p.Addr().Is4In6() && (!ok2 || p.Addr().Is4() == via.Is4()) && (r.ipv6 || p.Addr().Is4())
 		})
-		via, ok2 := one(r, e.get("via"), "an IPv4 address", ipv4)
 		if ok1 && ok2 {
 			l.Routes = append(l.Routes, Route{To: to, Via: via})
 		}
@@ -187,9 +189,9 @@ func (r netReader) nameservers(l *Link, a at) {
 	}
 	r.only(a, "addresses", "search")
 	if v := a.get("addresses"); !v.present() || len(v.vals()) == 0 {
-		r.fail(networkCode, v, "nameservers need addresses", "add addresses, like [192.0.2.53]")
+		r.fail(r.code, v, "nameservers need addresses", "add addresses, like [192.0.2.53]")
 	} else {
-		l.Nameservers = each(r, v, "an IPv4 address", ipv4)
+		l.Nameservers = each(r, v, r.word("address"), r.address)
 	}
 	if v := a.get("search"); v.present() {
 		l.Search = each(r, v, "a domain name", func(s string) (string, bool) { return s, validName(s) })
@@ -201,11 +203,45 @@ func ipv4(s string) (netip.Addr, bool) {
 	return ip, err == nil && ip.Is4()
 }
 
+// word is what an address is called where only IPv4 is known, and elsewhere.
+func (r netReader) word(what string) string {
+	if r.ipv6 {
+		return "an IPv4 or IPv6 " + what
+	}
+	return "an IPv4 " + what
+}
+
+// address: of IPv6 those that mean the same on every link.
+func (r netReader) address(s string) (netip.Addr, bool) {
+	if ip, ok := ipv4(s); ok || !r.ipv6 {
+		return ip, ok
+	}
+	ip, err := netip.ParseAddr(s)
+	return ip, err == nil && ip.Zone() == "" && !ip.Is4In6() && ip.IsGlobalUnicast()
+}
+
+// gateway: IPv6 routers are known by their link-local addresses too.
+func (r netReader) gateway(s string) (netip.Addr, bool) {
+	if ip, err := netip.ParseAddr(s); r.ipv6 && err == nil && ip.Is6() && ip.Zone() == "" && ip.IsLinkLocalUnicast() {
+		return ip, true
+	}
+	return r.address(s)
+}
+
+func (r netReader) prefix(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil || p.Bits() == 0 {
+		return p, false
+	}
+	_, ok := r.address(p.Addr().String())
+	return p, ok
+}
+
 func (r netReader) bounded(a at) bool {
 	if len(a.n.vals) <= maxPerKey {
 		return true
 	}
-	r.fail(networkCode, a, "there are more than "+strconv.Itoa(maxPerKey)+" entries", "keep the ones that the guest needs")
+	r.fail(r.code, a, "there are more than "+strconv.Itoa(maxPerKey)+" entries", "keep the ones that the guest needs")
 	return false
 }
 
@@ -216,7 +252,7 @@ func one[T any](r netReader, a at, what string, parse func(string) (T, bool)) (T
 			return v, true
 		}
 	}
-	r.fail(networkCode, a, "this is not "+what, "correct it")
+	r.fail(r.code, a, "this is not "+what, "correct it")
 	var none T
 	return none, false
 }

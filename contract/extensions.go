@@ -32,6 +32,8 @@ func (r *run) extensions(x at, section string) {
 			r.workloadTLS(x.get(key))
 		case section == "env" && (key == "tls" || key == "management"): // envTLS reads both
 		case section == "env" && key == "logging": // logRouter reads it
+		case section == "env" && key == "network":
+			r.ownNetwork(x.get(key))
 		default:
 			r.unsupported(schema, x.get(key), "x-hpcr."+key)
 		}

@@ -114,6 +114,31 @@ func FuzzNetworkConfig(f *testing.F) {
 	})
 }
 
+// Property: no panic; the contract's links are refused, or they pass the
+// agent's own check.
+func FuzzOwnNetwork(f *testing.F) {
+	_, text, _ := strings.Cut(ownLinks, "network:")
+	text, _, _ = strings.Cut(text, "cacerts:")
+	f.Add([]byte(text))
+	f.Add([]byte("ethernets: {enc1: {}}\nvlans: {vlan1: {id: 1, link: enc1, accept-ra: true}}"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		n, yerr := parseYAML("env", text)
+		if yerr != nil || n == nil {
+			return
+		}
+		r, err := newRun(nil, DefaultPolicy(false), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.plan = &Plan{}
+		r.ownNetwork(root("env", "network", n))
+		checkHostForm(t, r)
+		if err := r.plan.Network.check(); !r.failed && err != nil {
+			t.Errorf("the rules pass what the agent refuses: %v", err)
+		}
+	})
+}
+
 // Property: no panic; the whole envelope, tokens included.
 func FuzzUserData(f *testing.F) {
 	for _, name := range []string{"encrypted-both", "plain-map-form", "signed-cert-b64b64", "attestation-key-encrypted", "bad-not-yaml"} {

@@ -20,8 +20,9 @@ import (
 // survivors are the calls that no bad contract needs, each with its reason.
 var survivors = map[string]string{
 	`pods.go: r.failYAML(playCode, here, yerr)`: "TestPodsOfAnArchive",
-	`pods.go: r.fail(playCode, here.onto(d), "the file is not a Kubernetes resource", "keep files at the top of the archive that are not descriptors in a folder")`:  "TestPodsOfAnArchive",
-	`imagekeys.go: r.failCause(k.err, badImageKey, k.place, "this is not a GPG public key", "give base64 of the armored GPG key: gpg -a --export KEY | base64 -w0")`: "TestImageKeys",
+	`pods.go: r.fail(playCode, here.onto(d), "the file is not a Kubernetes resource", "keep files at the top of the archive that are not descriptors in a folder")`:                                              "TestPodsOfAnArchive",
+	`imagekeys.go: r.failCause(k.err, badImageKey, k.place, "this is not a GPG public key", "give base64 of the armored GPG key: gpg -a --export KEY | base64 -w0")`:                                             "TestImageKeys",
+	`netown.go: r.fail(schema, a, "the cidata disk has a network-config too, and it would be the host's word against the contract's", "remove network-config from the cidata disk, or x-hpcr.network from env")`: "TestTwoNetworks",
 	`process.go: r.capable`:                    "lint accepts what one version of the guest cannot do: TestWhatTheGuestCannotDo",
 	`runtime.go: r.unsupported(code, a, what)`: "the same",
 	`tls.go: r.fail(schema, m.get("listen"), "an endpoint of workload.x-hpcr.tls.ingress listens on this port", "take another port")`: "TestEndpointsOfBothSections",
@@ -33,7 +34,7 @@ var survivors = map[string]string{
 var harmless = []string{
 	"add", "say", "warn", "loose", "hasError", "firstError", "pemWarnings", "nested", "digests", "forms", "writeForms",
 	"failedAt", "userData", "planVolumes", "mergedEnv", "archived", "translate", "assemble", "lintReport", "verdict", "all", "trusted",
-	"imagePolicy", "verifiedImage", "verifiedBy",
+	"imagePolicy", "verifiedImage", "verifiedBy", "word", "address",
 }
 
 // Removing any one rule changes the verdict on a bad contract. Each call by

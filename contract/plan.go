@@ -42,16 +42,22 @@ type Plan struct {
 	Warnings        []Warning
 }
 
-// Network is network-config; a nil Network means DHCP everywhere.
+// Network is network-config or env.x-hpcr.network; a nil Network means DHCP
+// everywhere, and no IPv6.
 type Network struct {
-	Links []Link `json:"links"`
+	FromContract bool   `json:"fromContract,omitempty"` // env.x-hpcr.network
+	Links        []Link `json:"links"`                  // cards, then VLANs
 }
 
-// Link is one interface, "enc1" and so on: IBM's file knows no other names.
+// Link is one interface: "enc1" and so on, or "vlan1" and so on.
 type Link struct {
 	Name        string         `json:"name"`
+	VLAN        int            `json:"vlan,omitempty"`   // 802.1Q; 0 = a card
+	Parent      string         `json:"parent,omitempty"` // a VLAN's card
 	DHCP        bool           `json:"dhcp"`
-	MTU         int            `json:"mtu,omitempty"` // 0 = the device's own
+	DHCP6       bool           `json:"dhcp6,omitempty"`
+	AcceptRA    bool           `json:"acceptRA,omitempty"` // addresses from router advertisements
+	MTU         int            `json:"mtu,omitempty"`      // 0 = the device's own
 	Addresses   []netip.Prefix `json:"addresses,omitempty"`
 	Gateway     netip.Addr     `json:"gateway,omitzero"`
 	Routes      []Route        `json:"routes,omitempty"`
@@ -59,7 +65,7 @@ type Link struct {
 	Search      []string       `json:"search,omitempty"`
 }
 
-// Route is one static route; the default route has To 0.0.0.0/0.
+// Route is one static route; the default route has To 0.0.0.0/0 or ::/0.
 type Route struct {
 	To  netip.Prefix `json:"to"`
 	Via netip.Addr   `json:"via"`

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"regexp"
 	"slices"
 	"time"
@@ -311,41 +310,6 @@ func (p *Plan) check() error {
 	for _, d := range p.Digests {
 		if !digestLine.MatchString(d.SHA256 + " " + d.Name) {
 			return errors.New("digest")
-		}
-	}
-	return nil
-}
-
-func (n *Network) check() error {
-	if n == nil {
-		return nil
-	}
-	if len(n.Links) < 1 || len(n.Links) > maxLinks {
-		return errors.New("links")
-	}
-	for _, l := range n.Links {
-		if !linkName.MatchString(l.Name) || len(l.Name) > 15 || l.MTU < 0 || l.MTU > 65535 {
-			return errors.New("link")
-		}
-		for _, a := range l.Addresses {
-			if !a.IsValid() {
-				return errors.New("address")
-			}
-		}
-		for _, rt := range l.Routes {
-			if !rt.To.IsValid() || !rt.Via.IsValid() {
-				return errors.New("route")
-			}
-		}
-		for _, s := range l.Nameservers {
-			if s == (netip.Addr{}) {
-				return errors.New("name server")
-			}
-		}
-		for _, s := range l.Search {
-			if !validName(s) {
-				return errors.New("search domain")
-			}
 		}
 	}
 	return nil

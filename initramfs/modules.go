@@ -30,6 +30,7 @@ func ModuleGroups(arch string) map[string][]string {
 		"btrfs":      {"btrfs"},
 		"network":    {"virtio_net", "af_packet"},
 		"containers": {"overlay", "veth", "bridge", "nft_chain_nat", "nft_nat", "nft_masq"},
+		"vlan":       {"8021q"},
 		"vsock":      {"vmw_vsock_virtio_transport"},
 		"tun":        {"tun"},
 		// What iptables and nft ask the kernel for, in a container that keeps a firewall or a proxy of its own.

@@ -52,11 +52,12 @@ func TestDHCP(t *testing.T) {
 	// The lease is renewed against the same server.
 	l := n.links[0]
 	before := n.Addresses()
-	h, err := n.acquire(t.Context(), l, nil)
+	d := dhcp4{n, l}
+	h, err := d.acquire(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	renewed, err := n.ask(t.Context(), l, time.Second, renewal(h))
+	renewed, err := d.renew(t.Context(), h)
 	if err != nil {
 		t.Fatalf("renew: %v", err)
 	}
@@ -88,7 +89,7 @@ func TestLeaseIsOver(t *testing.T) {
 		}
 	})
 	l := n.links[0]
-	n.keepLease(t.Context(), l, &held{lease: fakeLease(t), since: time.Now(), time: 100 * time.Millisecond})
+	n.keepLease(t.Context(), l, dhcp4{n, l}, &held{v4: fakeLease(t), since: time.Now(), time: 100 * time.Millisecond})
 	waitFor(t, "address given up", func() bool { return len(n.Addresses()) == 0 })
 	if out := ip(t, "addr show dev enc1"); strings.Contains(out, "inet ") {
 		t.Errorf("address kept:\n%s", out)

@@ -23,6 +23,7 @@ type ruleState struct {
 	ingress   []uint16     // likewise, of containers that are up
 	egress    []uint16     // TCP ports of every bridge's gateway, for its containers
 	local     []netip.Addr // the guest's IPv4 addresses on its uplinks
+	ipv6      []ipv6Rules  // the uplinks that speak IPv6
 	bridges   []bridgeRules
 	published []publishedPort
 }
@@ -32,6 +33,13 @@ type bridgeRules struct {
 	subnet   netip.Prefix
 	gateway  netip.Addr
 	internal bool // no way out
+}
+
+// ipv6Rules say what an uplink hears of its neighbours.
+type ipv6Rules struct {
+	name    string
+	routers bool // router advertisements
+	dhcp    bool // answers of DHCPv6, which come from another address than was asked
 }
 
 type publishedPort struct {
@@ -51,6 +59,8 @@ type chain struct {
 	drop     bool
 	rules    []rule
 }
+
+var linkLocal = netip.MustParsePrefix("fe80::/10")
 
 // Firewall lets nothing in and nothing through: input only from the loopback
 // and in answer to what the guest itself asked; nothing is forwarded. Call it
@@ -110,6 +120,19 @@ func ruleset(s ruleState) []chain {
 	forward := []rule{
 		join(ctState(ctEstablished|ctRelated), accept),
 		join(ctState(ctInvalid), drop),
+	}
+	for _, l := range s.ipv6 {
+		for _, kind := range []byte{icmpNeighbSol, icmpNeighbAdv} {
+			input = append(input, join(iif(l.name), icmpv6(kind), fromLink(), accept))
+		}
+		// A switch that listens to these forgets a guest that stays silent.
+		input = append(input, join(iif(l.name), icmpv6(icmpMLDQuery), saddr(linkLocal), accept))
+		if l.routers {
+			input = append(input, join(iif(l.name), icmpv6(icmpRouterAdv), fromLink(), saddr(linkLocal), accept))
+		}
+		if l.dhcp {
+			input = append(input, join(iif(l.name), saddr(linkLocal), daddr(linkLocal), dport(protoUDP, portDHCPv6), accept))
+		}
 	}
 	for _, b := range s.bridges {
 		// A container reaches the resolver and nothing else of the guest:

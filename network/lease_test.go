@@ -1,18 +1,11 @@
 package network
 
 import (
-	"context"
 	"testing"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
 )
-
-func renewal(h *held) func(context.Context, *nclient4.Client) (*nclient4.Lease, error) {
-	return func(ctx context.Context, c *nclient4.Client) (*nclient4.Lease, error) {
-		return c.Renew(ctx, h.lease, asked)
-	}
-}
 
 // fakeLease is one of a server that no longer is.
 func fakeLease(t *testing.T) *nclient4.Lease {

@@ -26,27 +26,23 @@ type card struct {
 	target string // ours, "enc1"
 }
 
-// link is a card with its configuration and what became of it. Net.mu guards
-// the lower half.
+// link is an uplink with its configuration and what became of it. Net.mu
+// guards the lower half.
 type link struct {
 	card
-	cfg        LinkConfig
-	configured bool // by network-config
-	index      int  // place in the document, for the JSON path
-	metric     int  // of its default route: the first link wins
+	cfg    LinkConfig
+	metric int // of its default route: the first link wins
 
-	addresses   []netip.Prefix
+	parts       [sources]settings // by who said so
+	addresses   []netip.Prefix    // of all parts, likewise the next two
 	nameservers []netip.Addr
 	search      []string
+	wakers      []chan<- struct{}
 }
 
-// path is where a user looks for this link, without the name it chose; empty
-// where there is no network-config to point at.
-func (l *link) path() string {
-	if !l.configured {
-		return ""
-	}
-	return fmt.Sprintf("/network/ethernets/#%d", l.index+1)
+// ipv6 says whether the link speaks IPv6 at all.
+func (c *LinkConfig) ipv6() bool {
+	return c.DHCP6 || c.AcceptRA || slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() })
 }
 
 var (
@@ -158,10 +154,14 @@ func choose(cfg Config, cards []card) ([]card, error) {
 		return cards, nil
 	}
 	var chosen []card
-	for i, l := range cfg.Links {
+	for _, l := range cfg.Links {
+		if l.VLAN != 0 {
+			chosen = append(chosen, card{name: l.Name})
+			continue
+		}
 		j := slices.IndexFunc(cards, func(c card) bool { return c.target == l.Name })
 		if j < 0 {
-			return nil, hpl.New("HPL14001E", fmt.Sprintf("/network/ethernets/#%d", i+1),
+			return nil, hpl.New("HPL14001E", l.Path,
 				"the guest has no network card of this name; on s390x encN is the card with ccw device number N in the domain XML, elsewhere the N-th card in PCI order")
 		}
 		chosen = append(chosen, cards[j])
@@ -180,10 +180,14 @@ func loopbackUp() error {
 	return nil
 }
 
-// bringUp renames and raises one card and gives it its addresses, within ctx.
-// The keeper of its lease lives as long as keep.
-func (n *Net) bringUp(ctx, keep context.Context, l *link) error {
-	fail := func(err error, detail string) error { return hpl.Wrap(err, "HPL14001E", l.path(), detail) }
+// raise names one link, tells the firewall what it may hear, and brings it up.
+func (n *Net) raise(l *link) error {
+	fail := func(err error, detail string) error { return hpl.Wrap(err, "HPL14001E", l.cfg.Path, detail) }
+	if l.cfg.VLAN != 0 {
+		if err := n.addVLAN(l); err != nil {
+			return fail(err, "the VLAN could not be made on its card")
+		}
+	}
 	dev, err := netlink.LinkByName(l.name)
 	if err != nil {
 		return fail(err, "the network card is gone")
@@ -196,7 +200,15 @@ func (n *Net) bringUp(ctx, keep context.Context, l *link) error {
 			l.name = l.target
 		}
 	}
-	if err := disableIPv6(l.name); err != nil {
+	if l.cfg.ipv6() {
+		rules := ipv6Rules{name: l.name, routers: l.cfg.AcceptRA || l.cfg.DHCP6, dhcp: l.cfg.DHCP6}
+		if err := n.apply(func(s *ruleState) { s.ipv6 = append(s.ipv6, rules) }); err != nil {
+			return fail(err, "the kernel refused the firewall for IPv6")
+		}
+		if err := enableIPv6(l.name); err != nil {
+			return fail(err, "IPv6 could not be switched on; the kernel may have it off")
+		}
+	} else if err := disableIPv6(l.name); err != nil {
 		return fail(err, "IPv6 could not be switched off on the network card")
 	}
 	if l.cfg.MTU > 0 {
@@ -207,22 +219,73 @@ func (n *Net) bringUp(ctx, keep context.Context, l *link) error {
 	if err := netlink.LinkSetUp(dev); err != nil {
 		return fail(err, "the network card could not be brought up")
 	}
-	if l.cfg.DHCP {
-		waitForCarrier(ctx, l.name)
-		held, err := n.acquire(ctx, l, nil)
-		if err != nil {
-			return hpl.Wrap(err, "HPL14002E", l.path(),
-				"no usable DHCP answer in time; check the DHCP server of the network, or give addresses in network-config")
-		}
-		n.keepLease(keep, l, held)
-		return nil
+	return nil
+}
+
+// addVLAN makes a VLAN's interface on its card, whatever name that has.
+func (n *Net) addVLAN(l *link) error {
+	i := slices.IndexFunc(n.links, func(p *link) bool { return p.cfg.Name == l.cfg.Parent && p.cfg.VLAN == 0 })
+	if i < 0 {
+		return errors.New("its card is not configured")
 	}
+	parent, err := netlink.LinkByName(n.links[i].name)
+	if err != nil {
+		return fmt.Errorf("find its card: %w", err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = l.name, parent.Attrs().Index
+	if err := netlink.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: l.cfg.VLAN, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}); err != nil {
+		return fmt.Errorf("make the VLAN: %w", err)
+	}
+	return nil
+}
+
+// bringUp gives a raised link its addresses, within ctx. What keeps them lives
+// as long as keep.
+func (n *Net) bringUp(ctx, keep context.Context, l *link) error {
+	fail := func(err error, detail string) error { return hpl.Wrap(err, "HPL14001E", l.cfg.Path, detail) }
 	s := settings{addresses: l.cfg.Addresses, routes: l.cfg.Routes, nameservers: l.cfg.Nameservers, search: l.cfg.Search}
 	if l.cfg.Gateway.IsValid() {
 		s.routes = append([]Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: l.cfg.Gateway}}, s.routes...)
 	}
-	if err := n.configure(l, s); err != nil {
+	if err := n.configure(l, static, s); err != nil {
 		return fail(err, "the kernel refused these addresses or routes; a gateway must lie in the network of an address of the same interface")
+	}
+	if l.cfg.DHCP || l.cfg.ipv6() {
+		waitForCarrier(ctx, l.name)
+	}
+	if l.cfg.DHCP {
+		held, err := dhcp4{n, l}.acquire(ctx, nil)
+		if err != nil {
+			return hpl.Wrap(err, "HPL14002E", l.cfg.Path,
+				"no usable DHCP answer in time; check the DHCP server of the network, or give addresses in network-config")
+		}
+		n.keepLease(keep, l, dhcp4{n, l}, held)
+	}
+	if !l.cfg.ipv6() {
+		return nil
+	}
+	if err := awaitUnique(ctx, l.name); err != nil {
+		return fail(err, "another station has an IPv6 address of this interface, or the link is not connected; give an address of its own")
+	}
+	if l.cfg.AcceptRA || l.cfg.DHCP6 {
+		if err := n.hearRouters(ctx, keep, l); err != nil && ctx.Err() == nil {
+			return fail(err, "the guest cannot listen for routers")
+		} else if err != nil {
+			return hpl.Wrap(err, "HPL14002E", l.cfg.Path,
+				"no usable router advertisement in time; check the router of the network, or give IPv6 addresses and routes in the contract")
+		}
+	}
+	if l.cfg.DHCP6 {
+		held, err := dhcp6{n, l}.acquire(ctx, nil)
+		if err != nil {
+			return hpl.Wrap(err, "HPL14002E", l.cfg.Path,
+				"no usable DHCPv6 answer in time; check the DHCPv6 server of the network, or give IPv6 addresses in the contract")
+		}
+		n.keepLease(keep, l, dhcp6{n, l}, held)
+	}
+	if err := awaitUnique(ctx, l.name); err != nil {
+		return fail(err, "another station has an IPv6 address that this interface was given")
 	}
 	return nil
 }
@@ -239,70 +302,6 @@ func waitForCarrier(ctx context.Context, name string) {
 
 const rawLowerUp = 1 << 16 // IFF_LOWER_UP of linux/if.h
 
-// settings is what a link is given, by its configuration or by DHCP.
-type settings struct {
-	addresses   []netip.Prefix
-	routes      []Route
-	nameservers []netip.Addr
-	search      []string
-	mtu         int
-}
-
-// configure gives l what s says, takes what it had before, and tells the
-// firewall and resolv.conf.
-func (n *Net) configure(l *link, s settings) error {
-	dev, err := netlink.LinkByName(l.name)
-	if err != nil {
-		return fmt.Errorf("find the card: %w", err)
-	}
-	if s.mtu > 0 && l.cfg.MTU == 0 && s.mtu != dev.Attrs().MTU {
-		if err := netlink.LinkSetMTU(dev, s.mtu); err != nil {
-			return fmt.Errorf("set the MTU: %w", err)
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, old := range l.addresses {
-		if !slices.Contains(s.addresses, old) {
-			if err := netlink.AddrDel(dev, &netlink.Addr{IPNet: ipNet(old)}); err != nil {
-				return fmt.Errorf("remove an address: %w", err)
-			}
-		}
-	}
-	for _, a := range s.addresses {
-		if err := netlink.AddrReplace(dev, &netlink.Addr{IPNet: ipNet(a)}); err != nil {
-			return fmt.Errorf("add an address: %w", err)
-		}
-	}
-	for _, r := range s.routes {
-		route := &netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(r.To), Gw: r.Via.AsSlice(), Priority: l.metric}
-		if !slices.ContainsFunc(s.addresses, func(p netip.Prefix) bool { return p.Contains(r.Via) }) {
-			// A /32 with its router outside is what some clouds hand out.
-			if !slices.ContainsFunc(s.addresses, func(p netip.Prefix) bool { return p.Bits() == 32 }) {
-				return fmt.Errorf("route via %s: not in a network of this link", r.Via)
-			}
-			route.Flags = int(netlink.FLAG_ONLINK)
-		}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("add a route: %w", err)
-		}
-	}
-	l.addresses, l.nameservers, l.search = slices.Clone(s.addresses), slices.Clone(s.nameservers), slices.Clone(s.search)
-	return errors.Join(n.localChanged(), n.writeResolv())
-}
-
-// localChanged tells the firewall which addresses are the guest's own.
-func (n *Net) localChanged() error {
-	return n.applyLocked(func(s *ruleState) {
-		s.local = nil
-		for _, l := range n.links {
-			for _, a := range l.addresses {
-				s.local = append(s.local, a.Addr())
-			}
-		}
-	})
-}
-
 // down takes the card out of service; a card that is gone is down.
 func (l *link) down() error {
 	dev, err := netlink.LinkByName(l.name)
@@ -311,6 +310,10 @@ func (l *link) down() error {
 	}
 	if err != nil {
 		return fmt.Errorf("find the card: %w", err)
+	}
+	if l.cfg.VLAN != 0 {
+		l.addresses = nil
+		return netlink.LinkDel(dev)
 	}
 	var errs []error
 	for _, a := range l.addresses {

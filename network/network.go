@@ -16,23 +16,34 @@ import (
 	"hpcr/agent/hpl"
 )
 
-// Config says how the uplinks are set up. Nil Links: DHCP on every card.
-type Config struct{ Links []LinkConfig }
+// Config says how the uplinks are set up. Nil Links: DHCP on every card, and
+// no IPv6.
+type Config struct {
+	Links  []LinkConfig // a VLAN behind its card
+	Notify func(Change) // called of what happens to the links after Up; nil = nobody cares
+}
 
-// LinkConfig is one interface of network-config. Name is "encN": on s390x the
-// card with ccw device number N, elsewhere the N-th card in PCI order.
+// LinkConfig is one interface of network-config or of the contract. Name is
+// "encN": on s390x the card with ccw device number N, elsewhere the N-th card
+// in PCI order; for a VLAN it is free. IPv6 is off on a link that neither has
+// an address of it nor asks for one.
 type LinkConfig struct {
 	Name        string
-	DHCP        bool // then only MTU may be set beside it
-	MTU         int  // 0 = leave, or what DHCP says
+	Path        string // where a user finds the link, for messages
+	VLAN        int    // 802.1Q tag; 0 = a card
+	Parent      string // name of a VLAN's card
+	DHCP        bool   // DHCPv4
+	DHCP6       bool
+	AcceptRA    bool // SLAAC (RFC 4862)
+	MTU         int  // 0 = leave, or what DHCP or the router says
 	Addresses   []netip.Prefix
-	Gateway     netip.Addr // invalid = none
+	Gateway     netip.Addr // IPv4; invalid = none
 	Routes      []Route
 	Nameservers []netip.Addr
 	Search      []string
 }
 
-// Route is one static route; To 0.0.0.0/0 is the default route.
+// Route is one static route; To 0.0.0.0/0 or ::/0 is the default route.
 type Route struct {
 	To  netip.Prefix
 	Via netip.Addr
@@ -48,8 +59,9 @@ const (
 // Net is the guest's network. Its methods may be called from any goroutine.
 type Net struct {
 	log    *slog.Logger
+	keep   context.Context // of what wg counts
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // lease keepers
+	wg     sync.WaitGroup // keepers of leases, listeners to routers, the watch of the links
 
 	mu       sync.Mutex
 	closed   bool
@@ -61,6 +73,8 @@ type Net struct {
 	ingress  []Ingress
 	egress   []Egress
 	resolv   string // path of the resolv.conf that we keep, "" = none
+	notify   func(Change)
+	running  bool // changes are told
 }
 
 // Up sets the firewall, brings up the loopback and the cards, and returns when
@@ -77,7 +91,11 @@ func Up(ctx context.Context, cfg Config, log *slog.Logger) (*Net, error) {
 	if err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
-	if err := n.up(ctx, cfg, cards, leaseWait); err != nil {
+	err = n.up(ctx, cfg, cards, leaseWait)
+	if err == nil {
+		err = n.watchLinks()
+	}
+	if err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
@@ -88,7 +106,7 @@ func start(log *slog.Logger) (*Net, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	n := &Net{log: log, cancel: func() {}, relays: newRelays(log)}
+	n := &Net{log: log, keep: context.Background(), cancel: func() {}, relays: newRelays(log), notify: func(Change) {}}
 	if err := n.apply(func(*ruleState) {}); err != nil {
 		return nil, hpl.Wrap(err, "HPL14001E", "", "the kernel refused the firewall; the image lacks the modules nf_tables and nft_ct")
 	}
@@ -104,8 +122,11 @@ func start(log *slog.Logger) (*Net, error) {
 // up configures cards. With a configuration, cards[i] belongs to cfg.Links[i].
 func (n *Net) up(ctx context.Context, cfg Config, cards []card, limit time.Duration) error {
 	configured := cfg.Links != nil
+	if cfg.Notify != nil {
+		n.notify = cfg.Notify
+	}
 	keep, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	n.cancel = cancel
+	n.keep, n.cancel = keep, cancel
 	ctx, stop := context.WithTimeout(ctx, limit)
 	defer stop()
 
@@ -115,7 +136,7 @@ func (n *Net) up(ctx context.Context, cfg Config, cards []card, limit time.Durat
 	}
 	results := make(chan result, len(cards))
 	for i, c := range cards {
-		l := &link{card: c, configured: configured, index: i, metric: 100 + i}
+		l := &link{card: c, metric: 100 + i}
 		if configured {
 			l.cfg = cfg.Links[i]
 		} else {
@@ -124,6 +145,11 @@ func (n *Net) up(ctx context.Context, cfg Config, cards []card, limit time.Durat
 		n.links = append(n.links, l)
 	}
 	for i, l := range n.links {
+		// One by one, as a VLAN needs its card.
+		if err := n.raise(l); err != nil {
+			results <- result{i, err}
+			continue
+		}
 		go func() { results <- result{i, n.bringUp(ctx, keep, l)} }()
 	}
 
@@ -155,7 +181,7 @@ func (n *Net) up(ctx context.Context, cfg Config, cards []card, limit time.Durat
 	for i, err := range errs {
 		if err != nil {
 			n.log.Warn("network card has no address yet", "card", n.links[i].cfg.Name, "error", err)
-			n.keepLease(keep, n.links[i], nil)
+			n.keepLease(keep, n.links[i], dhcp4{n, n.links[i]}, nil)
 		}
 	}
 	return nil
@@ -290,6 +316,7 @@ func (n *Net) applyLocked(change func(*ruleState)) error {
 	next := ruleState{
 		open:      slices.Clone(n.rules.open),
 		ingress:   slices.Clone(n.rules.ingress),
+		ipv6:      slices.Clone(n.rules.ipv6),
 		egress:    n.rules.egress,
 		local:     slices.Clone(n.rules.local),
 		bridges:   slices.Clone(n.rules.bridges),
@@ -323,7 +350,7 @@ func (n *Net) Close() error {
 	n.wg.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, l := range n.links {
+	for _, l := range slices.Backward(n.links) { // a VLAN before its card
 		errs = append(errs, l.down())
 	}
 	errs = append(errs, n.applyLocked(func(s *ruleState) { *s = ruleState{} }))

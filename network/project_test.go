@@ -208,7 +208,8 @@ func TestRuleset(t *testing.T) {
 			{"hpcr0", addr("127.0.0.1"), 5353, protoUDP, netip.MustParseAddrPort("172.20.0.2:53")},
 		},
 	}
-	for name, state := range map[string]ruleState{"closed": {}, "project": s} {
+	six := ruleState{ipv6: []ipv6Rules{{name: "enc1"}, {name: "enc2", routers: true, dhcp: true}}}
+	for name, state := range map[string]ruleState{"closed": {}, "project": s, "ipv6": six} {
 		t.Run(name, func(t *testing.T) {
 			if err := applyRules(state); err != nil {
 				t.Fatal(err)

@@ -3,6 +3,7 @@ package network
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"net/netip"
 
 	"github.com/google/nftables/expr"
@@ -15,10 +16,18 @@ type rule []expr.Any
 // Numbers of the kernel's ABI: linux/in.h, linux/netfilter.h and
 // linux/netfilter/nf_conntrack_common.h.
 const (
-	protoTCP = 6
-	protoUDP = 17
+	protoTCP    = 6
+	protoUDP    = 17
+	protoICMPv6 = 58
 
 	nfprotoIPv4 = 2
+	nfprotoIPv6 = 10
+
+	icmpMLDQuery  = 130 // RFC 2710, RFC 4861
+	icmpRouterAdv = 134
+	icmpNeighbSol = 135
+	icmpNeighbAdv = 136
+	portDHCPv6    = 546
 
 	ctInvalid     = expr.CtStateBitINVALID
 	ctEstablished = expr.CtStateBitESTABLISHED
@@ -72,26 +81,46 @@ func ctState(bits uint32) rule { return ctBits(expr.CtKeySTATE, bits) }
 // ctDNAT matches connections that one of our published ports redirected.
 func ctDNAT() rule { return ctBits(expr.CtKeySTATUS, ctStatusDNAT) }
 
-// ipv4Addr matches an address field of the IPv4 header; an inet table sees
-// IPv6 too, whose header has other bytes at this offset.
-func ipv4Addr(offset uint32, p netip.Prefix) rule {
+// ipAddr matches an address field of the IP header of p's family; an inet
+// table sees both families, whose headers differ.
+func ipAddr(v4, v6 uint32, p netip.Prefix) rule {
+	family, offset, size := byte(nfprotoIPv4), v4, uint32(4)
+	if p.Addr().Is6() {
+		family, offset, size = nfprotoIPv6, v6, 16
+	}
 	r := rule{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfprotoIPv4}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
 	}
-	if p.Bits() < 32 {
-		mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Bits()))
-		if p.Bits() == 0 {
-			mask = make([]byte, 4)
-		}
-		r = append(r, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)})
+	if p.Bits() < int(size)*8 {
+		r = append(r, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: net.CIDRMask(p.Bits(), int(size)*8), Xor: make([]byte, size)})
 	}
 	return append(r, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()})
 }
 
-func saddr(p netip.Prefix) rule { return ipv4Addr(12, p) }
-func daddr(p netip.Prefix) rule { return ipv4Addr(16, p) }
+func icmpv6(kind byte) rule {
+	return rule{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfprotoIPv6}},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protoICMPv6}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}},
+	}
+}
+
+// fromLink matches an IPv6 packet that no router has forwarded (RFC 4861
+// section 6.1); join it to a rule that matches IPv6 only.
+func fromLink() rule {
+	return rule{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 7, Len: 1}, // hop limit
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{255}},
+	}
+}
+
+func saddr(p netip.Prefix) rule { return ipAddr(12, 8, p) }
+func daddr(p netip.Prefix) rule { return ipAddr(16, 24, p) }
 
 func dport(proto byte, port uint16) rule {
 	return rule{

@@ -39,6 +39,31 @@ func hardenStack() error {
 	return errors.Join(disableIPv6("all"), disableIPv6("default"))
 }
 
+// linkSettings6 hold for a link that speaks IPv6; the kernel takes nothing
+// from routers.
+var linkSettings6 = []struct{ key, value string }{
+	{"accept_ra", "0"},
+	{"autoconf", "0"},
+	{"accept_redirects", "0"},
+	{"accept_source_route", "0"},
+	{"forwarding", "0"},
+	{"use_tempaddr", "0"},
+	{"addr_gen_mode", "0"}, // the link-local address is that of the card
+	{"accept_dad", "1"},
+	{"dad_transmits", "1"},
+	{"router_solicitations", "0"},
+	{"disable_ipv6", "0"}, // last: all else stands before the first address
+}
+
+func enableIPv6(link string) error {
+	for _, s := range linkSettings6 {
+		if err := sysctl("ipv6/conf/"+link+"/"+s.key, s.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // disableIPv6 on a link, or "all", "default". A kernel without IPv6 is fine.
 func disableIPv6(link string) error {
 	err := sysctl("ipv6/conf/"+link+"/disable_ipv6", "1")

@@ -38,7 +38,7 @@ var errDown = errors.New("the container is not on its network")
 // Ingress starts an endpoint. It needs the uplinks; the container may come
 // later, and come and go.
 func (n *Net) Ingress(i Ingress) error {
-	l, err := listenTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), i.Listen))
+	l, err := Listen(i.Listen)
 	if err != nil {
 		return fmt.Errorf("listen for an ingress: %w", err)
 	}
@@ -127,6 +127,16 @@ func (p *Project) serveEgress() error {
 		p.listeners = append(p.listeners, l)
 	}
 	return nil
+}
+
+// Listen opens a TCP port of the guest on every address that it has or will
+// have, of both families; the firewall lets nobody in before Allow.
+func Listen(port uint16) (net.Listener, error) {
+	l, err := (&net.ListenConfig{KeepAliveConfig: keepAlive}).Listen(context.Background(), "tcp", net.JoinHostPort("", strconv.Itoa(int(port))))
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return l, nil
 }
 
 func listenTCP(at netip.AddrPort) (net.Listener, error) {

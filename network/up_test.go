@@ -89,6 +89,7 @@ func TestStaticRefusals(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			c := wire(t, "isp", "eth0", "192.0.2.1/24")
+			tt.link.Path = "/network/ethernets/#1"
 			_, err := up(t, Config{Links: []LinkConfig{tt.link}}, c)
 			e := hpl.From(err)
 			if e.Code != "HPL14001E" || e.Path != "/network/ethernets/#1" || !strings.Contains(e.Detail, tt.want) {
@@ -127,10 +128,10 @@ func TestChooseCards(t *testing.T) {
 		path  string
 	}{
 		"all without a configuration": {Config{}, []card{eth0, eth1}, []card{eth0, eth1}, "", ""},
-		"configured order":            {Config{[]LinkConfig{{Name: "enc8"}, {Name: "enc1"}}}, []card{eth0, eth1}, []card{eth1, eth0}, "", ""},
-		"others stay unused":          {Config{[]LinkConfig{{Name: "enc8"}}}, []card{eth0, eth1}, []card{eth1}, "", ""},
+		"configured order":            {Config{Links: []LinkConfig{{Name: "enc8"}, {Name: "enc1"}}}, []card{eth0, eth1}, []card{eth1, eth0}, "", ""},
+		"others stay unused":          {Config{Links: []LinkConfig{{Name: "enc8"}}}, []card{eth0, eth1}, []card{eth1}, "", ""},
 		"none at all":                 {Config{}, nil, nil, "HPL14001E", ""},
-		"missing":                     {Config{[]LinkConfig{{Name: "enc1"}, {Name: "enc5"}}}, []card{eth0, eth1}, nil, "HPL14001E", "/network/ethernets/#2"},
+		"missing":                     {Config{Links: []LinkConfig{{Name: "enc1"}, {Name: "enc5", Path: "/network/ethernets/#2"}}}, []card{eth0, eth1}, nil, "HPL14001E", "/network/ethernets/#2"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

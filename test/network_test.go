@@ -11,11 +11,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"hpcr/test/peers"
 	"hpcr/test/scenario"
 )
 
@@ -47,6 +51,94 @@ var networkScenarios = []scenario.Scenario{
 			}
 		},
 	},
+	{
+		Name:     "a guest with two cards and a VLAN logs over IPv6",
+		Attacker: "nobody",
+		Claim: "By env.x-hpcr.network the first card takes an IPv4 lease, by which the image is pulled; the second an address from its router's prefix, " +
+			"by which alone the log host is reached; and what a VLAN on it sends is tagged on the wire.",
+		Tier:  scenario.Full,
+		Archs: scenario.Both,
+		Cost:  25 * time.Second,
+		Run:   twoCards,
+	},
+}
+
+// twoCards: the second card's network has no IPv4, and its host is known to
+// nobody but it. The tag is read from QEMU's own capture.
+func twoCards(t *testing.T, lab *scenario.Lab) {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := relay(t, l, net.JoinHostPort(peers.Loopback, fmt.Sprint(lab.LogHost.Port())))
+	second, bus := "enc2", "virtio-net-pci"
+	if lab.Arch == scenario.S390X {
+		second, bus = "enc8", "virtio-net-ccw,devno=fe.0.0008"
+	}
+	type m = map[string]any
+	c := lab.Contract(t)
+	c.Workload.Volumes, c.Env.Volumes = nil, nil
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf("services:\n  canaryidle:\n    image: %s\n    command: [idle]\n", lab.Web(t)))
+	c.Env.Logging.Syslog.Hostname, c.Env.Logging.Syslog.Port = peers.GuestHost6, l.Addr().(*net.TCPAddr).Port
+	c.Env.XHPCR = m{"network": m{
+		"ethernets": m{"enc1": m{"dhcp4": true}, second: m{"accept-ra": true}},
+		"vlans":     m{"vlan100": m{"id": 100, "link": second, "addresses": []string{"2001:db8:64::7/64"}}},
+	}}
+	capture := filepath.Join(lab.Dir, "second.pcap")
+	r := lab.Boot(t, scenario.Boot{
+		UserData: lab.Encrypt(t, c),
+		Args: []string{
+			"--qemu-arg=-netdev", "--qemu-arg=user,id=second,ipv4=off,ipv6=on,ipv6-prefix=2001:db8:5::,ipv6-host=" + peers.GuestHost6,
+			"--qemu-arg=-device", "--qemu-arg=" + bus + ",netdev=second",
+			"--qemu-arg=-object", "--qemu-arg=filter-dump,id=dump,netdev=second,file=" + capture,
+		},
+	})
+	r.Ready(t)
+	if want := fmt.Sprintf("HPL13004I: Netplan file is updated -> configured IP parameters - [enc1 %s vlan100]", second); !strings.Contains(r.Console, want) {
+		t.Errorf("the console lacks %q:\n%s", want, r.Console)
+	}
+	if taken.Load() == 0 {
+		t.Error("the log host was not reached over IPv6")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := lab.LogHost.WaitFor(ctx, func(line string) bool {
+		return strings.Contains(line, " "+lab.Hostname()+" ") && strings.Contains(line, "boot.verdict")
+	}); err != nil {
+		t.Error(err)
+	}
+	frames, err := os.ReadFile(capture)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// EtherType 802.1Q, priority 0 and number 100, then IPv6.
+	if !bytes.Contains(frames, []byte{0x81, 0x00, 0x00, 100, 0x86, 0xdd}) {
+		t.Errorf("no tagged frame among %d octets of capture", len(frames))
+	}
+}
+
+// relay joins what l takes with a peer, and counts it.
+func relay(t *testing.T, l net.Listener, to string) *atomic.Int64 {
+	t.Helper()
+	var taken atomic.Int64
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			taken.Add(1)
+			go func() { io.Copy(far, near); far.Close() }()
+			go func() { io.Copy(near, far); near.Close() }()
+		}
+	}()
+	return &taken
 }
 
 // healthByVsock is part of the scenario of the walls, whose boot has a vsock:

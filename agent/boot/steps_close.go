@@ -17,6 +17,7 @@ import (
 	"hpcr/agent/hpl"
 	"hpcr/agent/pid1"
 	"hpcr/agent/sandbox"
+	"hpcr/contract"
 	"hpcr/contract/compose"
 	"hpcr/disk"
 	"hpcr/network"
@@ -235,6 +236,9 @@ func (g *Guest) loadRest(ctx context.Context) error {
 		if v.Integrity {
 			groups = append(groups, "integrity")
 		}
+	}
+	if n := g.plan.Network; n != nil && slices.ContainsFunc(n.Links, func(l contract.Link) bool { return l.VLAN != 0 }) {
+		groups = append(groups, "vlan")
 	}
 	for _, group := range groups {
 		if err := g.modules.load(group); err != nil {

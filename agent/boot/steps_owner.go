@@ -27,9 +27,10 @@ const (
 // the health endpoint.
 func (g *Guest) openNetwork(ctx context.Context) error {
 	cfg := networkConfig(g.plan.Network)
-	if cfg.Links != nil {
+	if cfg.Links != nil && !g.plan.Network.FromContract {
 		g.Console.Message("HPL13000I", "", "Validation of Schema is Successful")
 	}
+	cfg.Notify = g.linkChanged
 	g.Console.Message("HPL14001I", "", "")
 	n, err := network.Up(ctx, cfg, g.log)
 	if err != nil {
@@ -46,7 +47,7 @@ func (g *Guest) openNetwork(ctx context.Context) error {
 		return err
 	}
 	if cfg.Links != nil {
-		// Names of network-config are encN by its schema, never free text.
+		// Names are encN and vlanN by the schemas, never free text.
 		g.Console.Message("HPL13004I", "", fmt.Sprintf("configured IP parameters - [%s]", strings.Join(n.Links(), " ")))
 	}
 	g.Console.Message("HPL14000I", "", "")
@@ -56,16 +57,42 @@ func (g *Guest) openNetwork(ctx context.Context) error {
 
 func (g *Guest) closeLinks(context.Context) error { return g.net.Close() }
 
-// networkConfig hands the contract's network-config to the room that knows no
-// contract.
+// linkChanged tells the owner what happened to an uplink. Health stays what it
+// is: containers that need the network say so themselves.
+func (g *Guest) linkChanged(c network.Change) {
+	severity, text := event.Warning, "a network link was lost"
+	attrs := []slog.Attr{slog.String("link", c.Link), slog.String("state", c.State)}
+	switch c.State {
+	case "up":
+		severity, text = event.Notice, "a network link is back"
+	case "addresses":
+		severity, text = event.Notice, "the addresses of a network link changed"
+		attrs = append(attrs, slog.Any("addresses", c.Addresses))
+	}
+	g.note(event.LinkChanged, severity, text, attrs...)
+}
+
+// networkConfig hands the contract's links to the room that knows no contract.
 func networkConfig(n *contract.Network) network.Config {
 	if n == nil {
 		return network.Config{}
 	}
+	file := ""
+	if n.FromContract {
+		file = "/env/x-hpcr"
+	}
 	cfg := network.Config{Links: []network.LinkConfig{}}
-	for _, l := range n.Links {
+	cards := 0
+	for i, l := range n.Links {
+		path := fmt.Sprintf("%s/network/ethernets/#%d", file, i+1)
+		if l.VLAN == 0 {
+			cards++
+		} else {
+			path = fmt.Sprintf("%s/network/vlans/#%d", file, i+1-cards)
+		}
 		link := network.LinkConfig{
-			Name: l.Name, DHCP: l.DHCP, MTU: l.MTU, Addresses: l.Addresses,
+			Name: l.Name, Path: path, VLAN: l.VLAN, Parent: l.Parent,
+			DHCP: l.DHCP, DHCP6: l.DHCP6, AcceptRA: l.AcceptRA, MTU: l.MTU, Addresses: l.Addresses,
 			Gateway: l.Gateway, Nameservers: l.Nameservers, Search: l.Search,
 		}
 		for _, r := range l.Routes {

@@ -136,7 +136,7 @@ func (g *Guest) serveManagement() error {
 	if err != nil {
 		return hpl.Wrap(err, "HPL11000E", "/env/x-hpcr/management", "the listener could not be opened: give its authority as PEM certificates")
 	}
-	l, err := net.Listen("tcp4", net.JoinHostPort("", strconv.Itoa(m.Listen)))
+	l, err := network.Listen(uint16(m.Listen))
 	if err == nil {
 		err = g.net.Allow(uint16(m.Listen))
 	}

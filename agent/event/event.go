@@ -35,6 +35,7 @@ const (
 	ContractVerified  ID = "contract.verified"
 	ImageVerified     ID = "image.verified"
 	PortOpened        ID = "port.opened"
+	LinkChanged       ID = "link.changed"
 	CertificateExpiry ID = "certificate.expiry"
 	VolumeOpened      ID = "volume.opened"
 	VolumeRolled      ID = "volume.rolled"

@@ -13,5 +13,9 @@ package peers
 // its host.
 const GuestHost = "10.0.2.2"
 
+// GuestHost6 is where a guest finds it behind a user network whose prefix is
+// 2001:db8:5::/64, on [::1].
+const GuestHost6 = "2001:db8:5::2"
+
 // Loopback is where all peers listen.
 const Loopback = "127.0.0.1"

@@ -42,7 +42,7 @@ func StartRsyslog(ctx context.Context, dir string, ca *CA) (*Rsyslog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the folder of rsyslogd: %w", err)
 	}
-	id, err := ca.Server("log host", GuestHost, Loopback)
+	id, err := ca.Server("log host", GuestHost, GuestHost6, Loopback)
 	if err != nil {
 		return nil, err
 	}
