@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -109,4 +112,80 @@ func TestSlowReader(t *testing.T) {
 	}
 	l.Close()
 	<-done
+}
+
+// TestClockJumps: a clock that the host sets to 2100 or 1970 holds the log up
+// while it is wrong, and loses nothing.
+func TestClockJumps(t *testing.T) {
+	for name, year := range map[string]int{"to 2100": 2100, "to 1970": 1970} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAuthority(t, "logs")
+			r := newRsyslog(t, a, a.issue(t, nil))
+			r.start(t)
+			c := config(t, a, a.issue(t, nil), r.port)
+			var wrong atomic.Bool
+			c.Now = func() time.Time {
+				if wrong.Load() {
+					return time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
+				}
+				return time.Now()
+			}
+			s := open(t, c)
+			defer s.Close()
+			web := s.Source(Origin{Name: "web", App: "web"})
+			web.Send(Entry{Text: []byte("n=1.")})
+			r.waitLine(t, "n=1.")
+			wrong.Store(true)
+			r.stop(t)
+			web.Send(Entry{Text: []byte("n=2.")})
+			r.start(t)
+			time.Sleep(3 * time.Second)
+			if s.Stats().Connected {
+				t.Errorf("in the year %d the server's certificate is accepted", year)
+			}
+			wrong.Store(false)
+			web.Send(Entry{Text: []byte("n=3.")})
+			r.waitLine(t, "n=3.")
+			r.stop(t)
+			if got, lost := arrived(t, r); len(got) != 3 || lost != 0 {
+				t.Errorf("%v arrived, %d are counted as lost", got, lost)
+			}
+		})
+	}
+}
+
+// TestFullCollector: a collector whose disk is full holds nobody up; once it has
+// room, the log goes on. What it had taken and could not write is its own loss.
+func TestFullCollector(t *testing.T) {
+	a := newAuthority(t, "logs")
+	r := newRsyslog(t, a, a.issue(t, nil))
+	logFile := filepath.Join(r.dir, "log")
+	if err := os.Symlink("/dev/full", logFile); err != nil {
+		t.Fatal(err)
+	}
+	r.start(t)
+	s := open(t, config(t, a, a.issue(t, nil), r.port))
+	defer s.Close()
+	web := s.Source(Origin{Name: "web", App: "web"})
+	pad := strings.Repeat("x", 990)
+	const n = 4 * spoolBytes / 1000
+	begin := time.Now()
+	for i := 1; i <= n; i++ {
+		web.Send(Entry{Text: fmt.Appendf(nil, "n=%d.%s", i, pad)})
+		if i%100 == 0 && s.Stats().SpooledSize > spoolBytes {
+			t.Fatalf("%+v", s.Stats())
+		}
+	}
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("sending took %v", took)
+	}
+	r.stop(t)
+	if err := os.Remove(logFile); err != nil {
+		t.Fatal(err)
+	}
+	r.start(t)
+	web.Send(Entry{Text: []byte("n=9999999.")})
+	r.waitLine(t, "n=9999999.")
+	arrived(t, r) // in order, none under two numbers
 }
