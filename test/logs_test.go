@@ -47,7 +47,72 @@ var logScenarios = []scenario.Scenario{{
 	Archs:    []string{scenario.AMD64, scenario.S390X},
 	Cost:     50 * time.Second,
 	Run:      cloudLog,
+}, {
+	Name:     "a container that writes as fast as it can slows neither the boot of others nor health",
+	Attacker: "a container that writes without end, beside the guest's start and on one processor",
+	Claim:    "The guest is ready within twice the time that it takes without, health answers within a second each time, and the other container's lines all arrive.",
+	Tier:     scenario.Full,
+	Archs:    []string{scenario.AMD64},
+	Cost:     80 * time.Second,
+	Run:      floodedBoot,
 }}
+
+func floodedBoot(t *testing.T, lab *scenario.Lab) {
+	boot := func(command string) (*scenario.Direct, time.Duration) {
+		c := lab.Small(t)
+		c.Env.Logging = peers.SyslogTo(lab.LogHost.Port(), lab.LogCA, lab.LogClient)
+		c.Workload.Compose = lab.Compose(t, fmt.Sprintf(`services:
+  canaryfirst:
+    image: %[1]s
+    entrypoint: [/bin/busybox, %[2]s, '1000000']
+    stop_grace_period: 100ms
+  canarysecond:
+    image: %[1]s
+    depends_on: [canaryfirst]
+    entrypoint: [/bin/busybox, sh, -c, "n=0; while [ $$n -lt 300 ]; do n=$$((n+1)); echo %[2]s=$$n; done; exec /bin/busybox sleep 1000000"]
+    stop_grace_period: 100ms
+`, lab.Web(t), command))
+		begin := time.Now()
+		d := lab.Direct(t, lab.Encrypt(t, c), 9080)
+		return d, time.Since(begin)
+	}
+	d, quiet := boot("sleep")
+	d.Stop(t)
+	d, loud := boot("yes")
+	slowest := time.Duration(0)
+	for range 20 {
+		begin := time.Now()
+		answers(t, d, "while a container floods the log")
+		slowest = max(slowest, time.Since(begin))
+		time.Sleep(100 * time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := lab.LogHost.WaitFor(ctx, func(m string) bool { return strings.HasSuffix(m, "] yes=300") }); err != nil {
+		t.Fatal(err)
+	}
+	d.Stop(t)
+	messages, err := lab.LogHost.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, m := range messages {
+		if _, text, ok := strings.Cut(m, "] yes="); ok && strings.Contains(m, " canarysecond ") && strings.Contains(m, lab.Hostname()) {
+			got[text] = true
+		}
+	}
+	t.Logf("ready after %v, with the flood after %v; the slowest answer of 20 took %v; %d lines of the other container", quiet, loud, slowest, len(got))
+	if loud > 2*quiet {
+		t.Errorf("ready after %v without a flood, after %v with one", quiet, loud)
+	}
+	if slowest > time.Second {
+		t.Errorf("an answer took %v", slowest)
+	}
+	if len(got) != 300 {
+		t.Errorf("%d of 300 lines of the other container arrived", len(got))
+	}
+}
 
 func cloudLog(t *testing.T, lab *scenario.Lab) {
 	const key = scenario.Canary + "-api-key"
