@@ -256,7 +256,7 @@ func (b blob) write(ctx context.Context, w *tar.Writer, d digest.Digest, heard f
 	}
 	defer r.Close()
 	verifier := d.Verifier()
-	err := file(w, images.BlobFolder+d.Encoded(), b.size, io.TeeReader(&told{r, heard}, verifier))
+	err := file(w, images.BlobFolder+d.Encoded(), b.size, io.TeeReader(&told{ctx, r, heard}, verifier))
 	if err == nil && !verifier.Verified() {
 		err = errOther
 	}
@@ -286,13 +286,17 @@ func file(w *tar.Writer, name string, size int64, r io.Reader) error {
 	return err
 }
 
-// told tells of what is read through it.
+// told tells of what is read through it, and ends with its context.
 type told struct {
+	ctx context.Context
 	io.Reader
 	heard func(int)
 }
 
 func (t *told) Read(p []byte) (int, error) {
+	if err := t.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := t.Reader.Read(p)
 	t.heard(n)
 	return n, err
