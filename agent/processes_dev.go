@@ -22,7 +22,7 @@ type process struct {
 }
 
 // applets are the names under which our processes run.
-var applets = map[string]bool{"init": true, "agent": true, "contract": true, "signer": true, "disk-open": true, "disk-check": true, "disk-close": true, "containerd": true, "containerd-shim-runc-v2": true, "runc": true}
+var applets = map[string]bool{"init": true, "agent": true, "contract": true, "signer": true, "disk-open": true, "disk-check": true, "disk-images": true, "disk-close": true, "containerd": true, "containerd-shim-runc-v2": true, "runc": true}
 
 // processes lists ours by argv[0].
 func processes() map[int]string {

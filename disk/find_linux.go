@@ -22,7 +22,7 @@ const (
 var diskNames = regexp.MustCompile(`^(vd[a-z]+|sd[a-z]+|nvme\d+n\d+|dasd[a-z]+)$`)
 
 // roles are serials that mark a disk as meant for something else.
-var roles = []string{ScratchSerial, "images"}
+var roles = []string{ScratchSerial, ImagesSerial}
 
 // blockDevice is what sysfs says of a disk.
 type blockDevice struct {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 
+	"hpcr/disk/images"
 	"hpcr/disk/luks2"
 )
 
@@ -64,14 +65,18 @@ func Probe(r io.ReaderAt, size, block int64) (Content, error) {
 	if block != 512 && block != 4096 || size < 2*mib || size%block != 0 {
 		return Content{Kind: Foreign, Reason: errors.New("the disk's size or block size is not supported")}, nil
 	}
+	first := make([]byte, block)
+	if _, err := r.ReadAt(first, 0); err != nil {
+		return Content{}, fmt.Errorf("read first block: %w", err)
+	}
+	// Before all else: what lies behind is whatever somebody's image holds.
+	if images.Is(first) {
+		return Content{Kind: Foreign, Reason: errors.New("the disk holds container images: its serial is to be images")}, nil
+	}
 	whole, err := probeVolume(r, 0, size)
 	if err != nil || whole.Kind != "" {
 		whole.Layout = WholeDisk
 		return whole, err
-	}
-	first := make([]byte, block)
-	if _, err := r.ReadAt(first, 0); err != nil {
-		return Content{}, fmt.Errorf("read first block: %w", err)
 	}
 	if all, err := layout(size); err == nil {
 		data, err := probeVolume(r, all[1].start, all[1].size)

@@ -36,13 +36,6 @@ type ScratchOptions struct {
 	Log     *slog.Logger
 }
 
-// HasScratch says whether a disk bears the scratch disk's serial. It reads no
-// disk's content, but asks each for its serial, and so may hang with it.
-func HasScratch(exclude []string) (bool, error) {
-	disks, err := scan(exclude)
-	return slices.ContainsFunc(disks, func(d blockDevice) bool { return d.serial == ScratchSerial }), err
-}
-
 func isScratch(mapping string) bool { return strings.HasPrefix(mapping, scratchMapping) }
 
 // OpenScratch makes, maps and mounts the scratch disk. An error is a *hpl.Error;

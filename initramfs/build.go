@@ -91,7 +91,7 @@ const (
 // The hard links of the guest's three binaries; the first owns the bytes.
 var (
 	initLinks = []string{"init"}
-	diskLinks = []string{"bin/disk-open", "bin/disk-check", "bin/disk-close"}
+	diskLinks = []string{"bin/disk-open", "bin/disk-check", "bin/disk-images", "bin/disk-close"}
 	applets   = []string{"bin/agent", "bin/contract", "bin/signer", "bin/containerd", "bin/containerd-shim-runc-v2"}
 )
 

@@ -70,6 +70,7 @@ var reasons = map[string][2]string{
 	"init":                        {"initramfs", "rdinit=/init"},
 	"bin/disk-open":               {"agent/storage", `"/bin/disk-open"`},
 	"bin/disk-check":              {"agent/storage", `"/bin/disk-check"`},
+	"bin/disk-images":             {"agent/storage", `"/bin/disk-images"`},
 	"bin/disk-close":              {"agent/pid1", `"/bin/disk-close"`},
 	"bin/agent":                   {"agent/pid1", `"/bin/agent"`},
 	"bin/contract":                {"agent/boot", `"/bin/contract"`},

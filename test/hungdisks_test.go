@@ -38,17 +38,17 @@ var hungDiskScenarios = []scenario.Scenario{
 
 // hung lets the disk hang while the guest is ready, and then asks it to stop.
 func hung(t *testing.T, lab *scenario.Lab) {
-	served, args := servedDisk(t, lab)
+	server, args := servedDisk(t, lab)
 	var stopped time.Time
 	var off <-chan time.Time
 	r := lab.Boot(t, scenario.Boot{
 		UserData: lab.Encrypt(t, lab.Contract(t)), Publish: []int{8080}, Limit: 4 * time.Minute, Args: args,
 		While: func(g *scenario.Guest) {
 			fetch(t, "http://"+g.Address(8080)+"/")
-			hang(t, served)
+			hang(t, server)
 			healthy(t, lab, g)
 			stopped = time.Now()
-			off = poweredOff(lab, served)
+			off = poweredOff(lab, server)
 		},
 	})
 	if off == nil {
@@ -65,17 +65,17 @@ func hung(t *testing.T, lab *scenario.Lab) {
 
 // hungAgent lets the disk of a mounted volume hang, and then the agent die.
 func hungAgent(t *testing.T, lab *scenario.Lab) {
-	served, args := servedDisk(t, lab)
+	server, args := servedDisk(t, lab)
 	c := lab.Contract(t) // whose container leaves the volume alone
 	c.Workload.Compose = lab.Compose(t, fmt.Sprintf("services:\n  canaryidle:\n    image: %s\n    command: [idle]\n", lab.Web(t)))
-	off, died := poweredOff(lab, served), make(chan time.Time, 1)
+	off, died := poweredOff(lab, server), make(chan time.Time, 1)
 	go func() {
 		defer close(died)
 		if !awaitLine(lab, ": disks done", 3*time.Minute) {
 			t.Error("the guest did not get as far as its volume")
 			return
 		}
-		hang(t, served)
+		hang(t, server)
 		if awaitLine(lab, "killed by SIGKILL", 3*time.Minute) {
 			died <- time.Now()
 		}
@@ -122,11 +122,16 @@ func offWithin(t *testing.T, off <-chan time.Time, since time.Time, limit time.D
 	}
 }
 
-// servedDisk is an empty disk for the volume, which a process of its own gives
-// to QEMU, and the arguments of hpcrctl run that attach it.
+// servedDisk is an empty disk for the volume, as served gives it.
 func servedDisk(t *testing.T, lab *scenario.Lab) (server *os.Process, args []string) {
 	t.Helper()
-	disk := sparse(t, lab, "data.img", diskSize)
+	return served(t, sparse(t, lab, "data.img", diskSize), scenario.Volume)
+}
+
+// served is a disk that a process of its own gives to QEMU, and the arguments of
+// hpcrctl run that attach it.
+func served(t *testing.T, disk, serial string) (server *os.Process, args []string) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd") // sockets want a short path
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +157,7 @@ func servedDisk(t *testing.T, lab *scenario.Lab) (server *os.Process, args []str
 	}
 	return cmd.Process, []string{
 		"--qemu-arg=-drive", "--qemu-arg=if=none,id=slow,format=raw,cache=none,file=nbd+unix:///?socket=" + socket,
-		"--qemu-arg=-device", "--qemu-arg=virtio-blk-pci,drive=slow,serial=" + scenario.Volume,
+		"--qemu-arg=-device", "--qemu-arg=virtio-blk-pci,drive=slow,serial=" + serial,
 	}
 }
 

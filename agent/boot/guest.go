@@ -11,6 +11,7 @@ import (
 	"hpcr/agent/event"
 	"hpcr/agent/health"
 	"hpcr/agent/logship"
+	"hpcr/agent/storage"
 	"hpcr/agent/workload"
 	"hpcr/contract"
 	"hpcr/disk"
@@ -48,9 +49,11 @@ type Guest struct {
 	kernel  *os.File         // its messages
 	volumes []*disk.Volume
 
-	disksEnd    chan struct{} // closed when phase disks has ended
-	scratchDisk bool          // a disk has its serial
-	scratch     *disk.Volume  // open; nil = the store is in memory
+	disksEnd    chan struct{}   // closed when phase disks has ended
+	scratchDisk bool            // a disk has its serial
+	scratch     *disk.Volume    // open; nil = the store is in memory
+	imageDisk   bool            // a disk has its serial
+	images      *storage.Images // nil = none, or no longer needed
 
 	stop func() // of the containerd daemon
 	work *workload.Workload

@@ -33,7 +33,7 @@ func (g *Guest) Phases() []Phase {
 		{Name: "store", Limit: 5 * time.Minute, Code: "HPL02120E", Do: g.openStore, Undo: g.closeStore},
 		{Name: "disks", After: []string{"store"}, Limit: 20 * time.Minute, Code: "HPL02120E", Do: g.openVolumes, Undo: g.closeVolumes},
 		{Name: "containerd", After: []string{"store"}, Limit: tool, Code: "HPL08004E", Do: g.startContainerd, Undo: g.stopContainerd},
-		{Name: "images", After: []string{"containerd"}, Limit: disksLimit + resolveLimit, Code: "HPL06004E", Do: g.resolveImages},
+		{Name: "images", After: []string{"containerd"}, Limit: disksLimit + resolveLimit, Code: "HPL06004E", Do: g.resolveImages, Undo: g.closeImages},
 
 		// Say what runs here, then run it.
 		{Name: "record", After: []string{"disks", "images"}, Limit: tool, Code: "HPL11000E", Do: g.signRecord},

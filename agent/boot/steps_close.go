@@ -219,7 +219,7 @@ func containerModules(p *compose.Project) (groups []string) {
 // loadRest loads what the plan needs and closes the kernel to more.
 func (g *Guest) loadRest(ctx context.Context) error {
 	var err error
-	if g.scratchDisk, err = g.findScratch(ctx); err != nil {
+	if g.scratchDisk, g.imageDisk, err = g.findRoles(ctx); err != nil {
 		return hpl.Wrap(err, "HPL02120E", "", "the guest cannot list its disks, or one does not answer: check them on the host")
 	}
 	groups := append([]string{"network", "containers", "vsock"}, containerModules(g.plan.Compose)...)

@@ -16,6 +16,7 @@ import (
 	"hpcr/agent/hpl"
 	"hpcr/agent/sandbox"
 	"hpcr/agent/secret"
+	"hpcr/agent/storage"
 	"hpcr/agent/workload"
 	"hpcr/contract"
 	"hpcr/contract/compose"
@@ -100,18 +101,53 @@ func (g *Guest) resolveImages(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveLimit)
 	defer cancel()
-	images, err := g.work.Resolve(ctx)
-	if err != nil {
+	if err := g.openImages(ctx); err != nil {
 		return err
 	}
+	images, err := g.work.Resolve(ctx)
+	if err != nil {
+		return errors.Join(err, g.closeImages(ctx))
+	}
 	for i, s := range g.plan.Compose.Services {
-		g.record.Add(attest.Fact{Name: "Image", Text: images[i].Ref + " verifiedBy " + images[i].By})
+		text := images[i].Ref + " verifiedBy " + images[i].By
+		if images[i].OnDisk {
+			text += " from disk"
+		}
+		g.record.Add(attest.Fact{Name: "Image", Text: text})
 		if p := s.Powers(); len(p) > 0 {
 			g.record.Add(attest.Fact{Name: "Privileged", Text: s.Name + " " + strings.Join(p, " ")})
 		}
 	}
 	return nil
 }
+
+// openImages opens the disk with images, if the host has attached one.
+func (g *Guest) openImages(ctx context.Context) error {
+	if !g.imageDisk {
+		return nil
+	}
+	disk, err := storage.OpenImages(ctx, g.notDisks(), imagesLimit)
+	if err != nil {
+		return err
+	}
+	g.images = disk
+	g.work.UseDisk(disk)
+	g.log.Info("a disk with images is attached: what it holds is not asked of a registry", "blobs", len(disk.Blobs), "names", len(disk.Names))
+	return nil
+}
+
+// closeImages lets go of the disk with images.
+func (g *Guest) closeImages(context.Context) error {
+	if g.images == nil {
+		return nil
+	}
+	err := g.images.Close()
+	g.images = nil
+	return err
+}
+
+// imagesLimit is for the phases from images to pull together.
+const imagesLimit = time.Hour
 
 // resolveLimit bounds the registries' answers. What phase images has besides is
 // for the disks, if one of them is the image store.
@@ -123,7 +159,7 @@ func (g *Guest) pullImages(ctx context.Context) error {
 	for _, a := range g.plan.Auths {
 		a.Password.Wipe()
 	}
-	if err != nil {
+	if err = errors.Join(err, g.closeImages(ctx)); err != nil {
 		return err
 	}
 	for _, s := range g.plan.Compose.Services {

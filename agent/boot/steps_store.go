@@ -36,8 +36,8 @@ var elsewhere = []struct {
 }
 
 const (
-	scratchLimit  = 4 * time.Minute
-	scratchAnswer = 10 * time.Second
+	scratchLimit = 4 * time.Minute
+	serialAnswer = 10 * time.Second
 
 	storeShare   = 60        // percent of the memory that a tmpfs may take
 	storeReserve = 128 << 20 // bytes of it that stay free: what agent and daemon are promised (sandbox.Agent, sandbox.Daemon)
@@ -103,29 +103,31 @@ func (g *Guest) closeStore(ctx context.Context) error {
 // notDisks are the kernel's names of disks that hold something else.
 func (g *Guest) notDisks() []string { return []string{filepath.Base(g.cidataDevice)} }
 
-// findScratch says whether the host has attached a scratch disk. The serial is
-// the host's word: it decides what is looked at, not what is written to. A disk
-// that does not tell its serial holds whoever asks.
-func (g *Guest) findScratch(ctx context.Context) (bool, error) {
-	if slices.ContainsFunc(g.plan.Volumes, func(v contract.Volume) bool { return v.Name == disk.ScratchSerial }) {
-		return false, nil // the disk is that volume's
-	}
+// findRoles says whether the host has attached a scratch disk, and one with
+// images. The serial is the host's word: it decides what is looked at, not what
+// is written to. A disk that does not tell its serial holds whoever asks. A disk
+// that a volume of this name asks for is that volume's.
+func (g *Guest) findRoles(ctx context.Context) (scratch, images bool, err error) {
 	type answer struct {
-		found bool
-		err   error
+		scratch, images bool
+		err             error
 	}
 	told := make(chan answer, 1)
 	go func() {
-		found, err := disk.HasScratch(g.notDisks())
-		told <- answer{found, err}
+		var a answer
+		a.scratch, a.images, a.err = disk.Attached(g.notDisks())
+		told <- a
 	}()
-	ctx, cancel := context.WithTimeout(ctx, scratchAnswer)
+	ctx, cancel := context.WithTimeout(ctx, serialAnswer)
 	defer cancel()
+	free := func(serial string) bool {
+		return !slices.ContainsFunc(g.plan.Volumes, func(v contract.Volume) bool { return v.Name == serial })
+	}
 	select {
 	case a := <-told:
-		return a.found, a.err
+		return a.scratch && free(disk.ScratchSerial), a.images && free(disk.ImagesSerial), a.err
 	case <-ctx.Done():
-		return false, fmt.Errorf("a disk does not tell its serial: %w", ctx.Err())
+		return false, false, fmt.Errorf("a disk does not tell its serial: %w", ctx.Err())
 	}
 }
 

@@ -3,8 +3,8 @@
 // beyond every signal. The agent and PID 1 only ever wait for a child, and for
 // a bounded time.
 //
-// Open, Check and Close are the agent's side; OpenMain, CheckMain and CloseMain
-// are the applets of cmd/hpcr-disk. The child that opens holds seeds and keys:
+// Open, Check, Close and OpenImages are the agent's side; OpenMain, CheckMain,
+// CloseMain and ImagesMain are the applets of cmd/hpcr-disk. The child that opens holds seeds and keys:
 // they come in a file in memory that is wiped, as is all of the child's own
 // memory when it has answered. It keeps the few capabilities that mounting and
 // mapping need.

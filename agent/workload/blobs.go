@@ -136,6 +136,11 @@ func (b *blobs) manifest(d digest.Digest) (ocispec.Descriptor, bool) {
 	if err != nil || len(text) > maxManifest || digest.FromBytes(text) != d {
 		return ocispec.Descriptor{}, false
 	}
+	return describe(d, text)
+}
+
+// describe tells a manifest from an index.
+func describe(d digest.Digest, text []byte) (ocispec.Descriptor, bool) {
 	var m struct {
 		MediaType string            `json:"mediaType"`
 		Manifests []json.RawMessage `json:"manifests"`

@@ -27,6 +27,8 @@ const (
 type Verified struct {
 	Ref string // NAME@DIGEST
 	By  string // "digest", or the rule's field and its key's fingerprint
+
+	OnDisk bool // it comes from the disk with images, not from a registry
 }
 
 // Resolve settles each image's digest: it asks the registry whether it has the
@@ -55,7 +57,7 @@ func (w *Workload) Resolve(ctx context.Context) ([]Verified, error) {
 		p := done[s.def.Image]
 		s.verified = p.by
 		s.def.Image.Digest = p.digest
-		out = append(out, Verified{s.def.Image.Ref(), p.by})
+		out = append(out, Verified{s.def.Image.Ref(), p.by, w.onDisk(p.digest)})
 	}
 	return out, nil
 }
@@ -102,6 +104,9 @@ func (w *Workload) eachImage(ctx context.Context, f func(context.Context, *servi
 	client := registryClient(w.opt.TLS, w.opt.stall)
 	defer client.CloseIdleConnections()
 	reg := newRegistries(client, w.opt.Auths, w.opt.Lookaside)
+	if w.disk != nil {
+		reg.resolver = fromDisk{reg.resolver, w.disk}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pullsAtOnce)
 	seen := map[compose.Image]bool{}

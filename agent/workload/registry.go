@@ -118,6 +118,12 @@ func pullCause(err error) (detail string, retry bool) {
 	switch {
 	case errors.As(err, &untrusted):
 		return untrusted.Detail, false
+	case errors.Is(err, errDiskBytes), strings.Contains(text, errDiskBytes.Error()):
+		return "the disk with images holds other bytes than the digest promises: nothing of them is used, make the disk again", false
+	case errors.Is(err, errDiskSilent), strings.Contains(text, errDiskSilent.Error()):
+		return "the disk with images does not answer, or cannot be read: check it on the host", false
+	case errors.Is(err, errNotOnDisk) && (errors.As(err, &network) || isDial(err)):
+		return "the disk with images does not hold it, and the registry cannot be reached: pack it with hpcrctl images pack", true
 	case errors.Is(err, errNoTag):
 		return "the registry does not know this tag: check the image's name and tag", false
 	case errors.As(err, &authority):

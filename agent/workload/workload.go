@@ -101,6 +101,7 @@ type Workload struct {
 	client   *containerd.Client
 	services []*service
 	store    string // the image store's volume; "" = none
+	disk     Disk   // with images; nil = none
 	bridges  map[string]Bridge
 	addrs    map[int]netip.Addr // of each service on its first network, by its index
 	memory   []string           // volumes that are a tmpfs

@@ -23,6 +23,8 @@ func main() {
 		storage.OpenMain()
 	case "disk-check":
 		storage.CheckMain()
+	case "disk-images":
+		storage.ImagesMain()
 	case "disk-close":
 		storage.CloseMain()
 	default:
