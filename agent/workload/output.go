@@ -111,7 +111,7 @@ func (s *service) read(o *output, from io.Reader, stderr bool) {
 	l := newLines(to)
 	o.lines = append(o.lines, l)
 	o.wg.Go(func() {
-		switch err := drain(l, from); {
+		switch err := drain(l, from, s.w.starting.Load); {
 		case s.w.opt.StreamEnded == nil, errors.Is(err, os.ErrClosed): // by us
 		case err != nil:
 			s.w.opt.StreamEnded(stream, err)
@@ -142,12 +142,18 @@ func (o *output) later(say func()) {
 // streamGrace is how long a stream may have ended before its container.
 const streamGrace = 5 * time.Second
 
-// drain reads to the end; nil = all was read.
-func drain(l *lines, from io.Reader) error {
+// drain reads to the end; nil = all was read. While others start, a stream that
+// always has more takes at most a fifth of the time: it would slow them by what
+// it costs the agent, which goes before all containers.
+func drain(l *lines, from io.Reader, starting func() bool) error {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
+		begin := time.Now()
 		l.write(buf[:n])
+		if n >= len(buf)/2 && starting() {
+			time.Sleep(min(4*time.Since(begin), time.Second))
+		}
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -161,7 +167,7 @@ func drain(l *lines, from io.Reader) error {
 // write: what becomes of each stream here, for those who measure it.
 func Lines(to io.Writer, from io.Reader) error {
 	l := newLines(to)
-	err := drain(l, from)
+	err := drain(l, from, func() bool { return false })
 	l.Close()
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -105,6 +106,7 @@ type Workload struct {
 	bridges  map[string]Bridge
 	addrs    map[int]netip.Addr // of each service on its first network, by its index
 	memory   []string           // volumes that are a tmpfs
+	starting atomic.Bool        // not all containers have started
 
 	stopOnce sync.Once
 	stopErr  error
@@ -207,6 +209,8 @@ func (w *Workload) UseStore(volume string) { w.store = volume }
 // on is so far. A container that ends at once has started all the same.
 func (w *Workload) Start(ctx context.Context) error {
 	ctx = w.withLog(ctx)
+	w.starting.Store(true)
+	defer w.starting.Store(false)
 	if err := w.openBridges(); err != nil {
 		return hpl.Wrap(err, "HPL08004E", compose.Root+"/networks", "the containers' network could not be made: the guest's log has the cause")
 	}
