@@ -73,5 +73,5 @@ fuzz-smoke: ## each fuzz target for FUZZTIME
 check: lint race fuzz-smoke ## what a release needs: lint, race, fuzz, every scenario
 	@$(MAKE) -C '$(root)' vm TIER=full
 
-soak: deps build ## what takes hours: the full tier again and again until stopped or failed
-	@$(cd) while HPCR_ARCHS='$(archs)' HPCR_TIER=full go test -tags 'vm $(tags)' -count=1 -timeout 0 ./test -run '$(RUN)'; do :; done
+soak: deps build ## what takes hours: the full tier again and again, with long outages, until stopped or failed
+	@$(cd) while HPCR_SOAK=1 HPCR_ARCHS='$(archs)' HPCR_TIER=full go test -tags 'vm $(tags)' -count=1 -timeout 0 ./test -run '$(RUN)'; do :; done

@@ -344,7 +344,7 @@ func outage(t *testing.T, lab *scenario.Lab) {
 	}
 	// From here on nobody takes the log.
 	startFlood(t, d.Address(8080))
-	time.Sleep(20 * time.Second)
+	time.Sleep(outageLength())
 	if err := host.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -356,6 +356,14 @@ func outage(t *testing.T, lab *scenario.Lab) {
 		t.Fatal(err)
 	}
 	countLines(t, messages)
+}
+
+// outageLength is 20 s, and 10 minutes where hours are.
+func outageLength() time.Duration {
+	if os.Getenv("HPCR_SOAK") != "" {
+		return 10 * time.Minute
+	}
+	return 20 * time.Second
 }
 
 // collector is an rsyslogd of the scenario's own, which it may stop and start.
