@@ -130,7 +130,7 @@ func survives(t *testing.T, lab *scenario.Lab, fault string) {
     image: %s
     environment: {DATA: /tmp/data, GREETING: still here}
     ports: ["8080:8080"]
-`, lab.Web(t)))
+%s`, lab.Web(t), countingService(lab.Web(t))))
 	d := lab.Direct(t, lab.Encrypt(t, c), 8080)
 	serves := func(when string) {
 		if page := fetch(t, "http://"+d.Address(8080)+"/"); page != "starts: 1\ngreeting: still here\n" {
@@ -156,6 +156,7 @@ func survives(t *testing.T, lab *scenario.Lab, fault string) {
 	serves("after the restart")
 	d.Stop(t)
 	logged(t, lab, "web: asked to stop")
+	countedAll(t, lab)
 }
 
 // pid is the process of that name in the guest; 0 if there is none.

@@ -192,8 +192,11 @@ func cloudLog(t *testing.T, lab *scenario.Lab) {
 // counting is a project whose container numbers its lines, 20 a second, and
 // says at its end how many there were.
 func counting(image string) string {
-	return fmt.Sprintf(`services:
-  canarycount:
+	return "services:\n" + countingService(image)
+}
+
+func countingService(image string) string {
+	return fmt.Sprintf(`  canarycount:
     image: %s
     entrypoint: [/bin/busybox, sh, -c]
     command:
@@ -383,6 +386,34 @@ func collector(t *testing.T, lab *scenario.Lab) *peers.Rsyslog {
 		}
 	})
 	return host
+}
+
+// countedAll expects every line of a counting container at the log host, in order.
+func countedAll(t *testing.T, lab *scenario.Lab) {
+	t.Helper()
+	messages, err := lab.LogHost.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	highest, last := 0, 0
+	for _, m := range messages {
+		if !strings.Contains(m, " "+lab.Hostname()+" canarycount ") {
+			continue
+		}
+		if f := counted.FindStringSubmatch(m); f != nil {
+			if f[1] != strconv.Itoa(highest+1) {
+				t.Errorf("line %s came after %d", f[1], highest)
+			}
+			highest++
+		} else if _, n, ok := strings.Cut(m, "] last="); ok {
+			if last, err = strconv.Atoi(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if last == 0 || highest != last {
+		t.Errorf("%d lines were written, %d arrived", last, highest)
+	}
 }
 
 // startFlood connects to the flood until it answers that it starts. What
