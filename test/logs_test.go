@@ -293,7 +293,7 @@ const (
 )
 
 var (
-	counted  = regexp.MustCompile(`^<14>1 \S+ \S+ canarycount - stdout \[meta sequenceId="\d+"\](?:\[kept@32473\])?\[hpcr@32473 service="canarycount" container="c1" image="\S+@sha256:[0-9a-f]{64}" stream="stdout"\] n=(\d+)$`)
+	counted  = regexp.MustCompile(`^<14>1 \S+ \S+ canarycount - stdout \[meta sequenceId="\d+"\](?:\[kept@32473\])?\[hpcr@32473 service="canarycount" container="c\d" image="\S+@sha256:[0-9a-f]{64}" stream="stdout"\] n=(\d+)$`)
 	flooded  = regexp.MustCompile(`^<14>1 \S+ \S+ canaryflood - stdout \[meta sequenceId="\d+"\]\[hpcr@32473 service="canaryflood" container="c2" [^\]]*\] flood=(\d+) `)
 	lossNote = regexp.MustCompile(`^<44>1 \S+ \S+ hpcr-logging - log\.lost \[meta sequenceId="\d+"\]\[hpcr@32473 lost="(\d+)" source="([^"]+)"\] `)
 	sequence = regexp.MustCompile(`^<\d+>1 \S+ \S+ \S+ \S+ \S+ \[meta sequenceId="(\d+)"\]`)
