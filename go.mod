@@ -5,6 +5,7 @@ go 1.26.6
 require (
 	github.com/ProtonMail/go-crypto v1.5.2
 	github.com/anatol/luks.go v0.0.0-20250316021219-8cd744c3576f
+	github.com/beevik/ntp v1.6.0
 	github.com/cilium/ebpf v0.17.3
 	github.com/compose-spec/compose-go/v2 v2.16.2
 	github.com/containerd/containerd/api v1.12.0

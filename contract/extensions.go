@@ -34,6 +34,8 @@ func (r *run) extensions(x at, section string) {
 		case section == "env" && key == "logging": // logRouter reads it
 		case section == "env" && key == "network":
 			r.ownNetwork(x.get(key))
+		case section == "env" && key == "time":
+			r.ownTime(x.get(key))
 		default:
 			r.unsupported(schema, x.get(key), "x-hpcr."+key)
 		}

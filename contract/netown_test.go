@@ -61,6 +61,33 @@ func TestOwnNetwork(t *testing.T) {
 	}
 }
 
+// Time servers reach the agent, who checks them again.
+func TestOwnTime(t *testing.T) {
+	s := baseSections(t)
+	s["env"] = strings.Replace(s["env"], "cacerts:", "x-hpcr: {time: {ntp: [time.example.com, 192.0.2.1, '2001:db8::1']}}\ncacerts:", 1)
+	v, err := runSections(t, s, false).verdict()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wire bytes.Buffer
+	if err := v.Encode(&wire); err != nil {
+		t.Fatal(err)
+	}
+	w, err := Decode(wire.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Wipe()
+	if diff := cmp.Diff(Time{NTP: []string{"time.example.com", "192.0.2.1", "2001:db8::1"}}, w.Plan().Time); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []Time{{NTP: make([]string, maxTimeServers+1)}, {NTP: []string{"a b"}}} {
+		if bad.check() == nil {
+			t.Errorf("%v: accepted", bad)
+		}
+	}
+}
+
 // The host's file must not stand beside the contract's word.
 func TestTwoNetworks(t *testing.T) {
 	s := baseSections(t)

@@ -17,6 +17,7 @@ type Plan struct {
 	TokensDecrypted int    // top-level and nested
 	TokensIgnored   int    // look like tokens, do not open, are not needed
 	Network         *Network
+	Time            Time
 	Syslog          *Syslog // nil, and LogRouter too = no logging configured, and the policy allowed it
 	LogRouter       *LogRouter
 	Volumes         []Volume // document order of workload.volumes

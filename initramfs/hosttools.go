@@ -82,6 +82,7 @@ var hostTools = []hostTool{
 	{"ip", "iproute2", ""},
 	{"nft", "nftables", ""},
 	{"dnsmasq", "dnsmasq-base", ""},
+	{"chronyd", "chrony", ""},
 	{"curl", "curl", ""},
 	{"socat", "socat", ""},
 	{"virt-xml-validate", "libvirt-clients", ""},

@@ -78,7 +78,7 @@ func prepare() error {
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o644); err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	for _, tool := range []string{"ip", "nft", "dnsmasq"} {
+	for _, tool := range []string{"ip", "nft", "dnsmasq", "chronyd"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%w: install the test tools with 'make deps'", err)
 		}

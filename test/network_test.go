@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -61,6 +62,52 @@ var networkScenarios = []scenario.Scenario{
 		Cost:  25 * time.Second,
 		Run:   twoCards,
 	},
+	{
+		Name:     "a clock at 1970 or 2100 is set by the contract's time server",
+		Attacker: "a host whose clock is wrong by decades",
+		Claim: "With env.x-hpcr.time the clock is right before the first certificate is judged on the wire: the log host's and the registry's, " +
+			"which are valid today and neither then nor at 2100; and the owner's log says that the clock was set.",
+		Tier:  scenario.Full,
+		Archs: []string{scenario.AMD64},
+		Cost:  30 * time.Second,
+		Run:   wrongClocks,
+	},
+}
+
+// wrongClocks: chronyd is a foreign server, behind QEMU's network; QEMU's clock
+// of s390x ignores -rtc.
+func wrongClocks(t *testing.T, lab *scenario.Lab) {
+	conf := lab.File(t, "chrony.conf", fmt.Appendf(nil, "local stratum 5\nallow all\nbindaddress %s\ncmdport 0\nbindcmdaddress /\npidfile %s\n", peers.Loopback, filepath.Join(lab.Dir, "chrony.pid")))
+	ctx, stop := context.WithCancel(t.Context())
+	chrony := exec.CommandContext(ctx, "chronyd", "-x", "-d", "-u", "root", "-f", conf)
+	chrony.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := chrony.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		stop()
+		if err := chrony.Wait(); err == nil {
+			t.Error("chronyd ended by itself")
+		}
+	}()
+	for rtc, events := range map[string][]string{"1970-01-01T00:00:00Z": {"clock.jumped", "clock.set"}, "2100-01-01T00:00:00Z": {"clock.set"}} {
+		c := lab.Contract(t)
+		c.Workload.Volumes, c.Env.Volumes = nil, nil
+		c.Workload.Compose = lab.Compose(t, fmt.Sprintf("services:\n  canaryidle:\n    image: %s\n    command: [idle]\n", lab.Web(t)))
+		c.Env.XHPCR = map[string]any{"time": map[string]any{"ntp": []string{peers.GuestHost}}}
+		name := "clock-" + rtc[:4]
+		r := lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), MetaData: "local-hostname: " + name + "\n", Args: []string{"--rtc", rtc}})
+		r.Ready(t)
+		for _, id := range events {
+			wait, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			if _, err := lab.LogHost.WaitFor(wait, func(line string) bool {
+				return strings.Contains(line, " "+name+" ") && strings.Contains(line, " "+id+" ")
+			}); err != nil {
+				t.Errorf("%s: no %s at the log host: %v", rtc, id, err)
+			}
+			cancel()
+		}
+	}
 }
 
 // twoCards: the second card's network has no IPv4, and its host is known to

@@ -35,6 +35,7 @@ type Guest struct {
 	log     *slog.Logger
 	modules *modules
 	record  *attest.Record
+	floor   time.Time // the clock is never believed below it
 
 	cidata       []byte // whole device; dropped after the contract phase
 	cidataDevice string
@@ -67,6 +68,7 @@ type Guest struct {
 func NewGuest(c Config) *Guest {
 	return &Guest{
 		Config: c, log: c.Hub.Logger(),
+		floor:  timeFloor(c.Image.Built(), keysDir+"/contract.crt", keysDir+"/attestation.crt"),
 		record: attest.NewRecord(c.Image.Version), bootloader: true, disksEnd: make(chan struct{}),
 	}
 }

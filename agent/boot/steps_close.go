@@ -180,15 +180,6 @@ func (g *Guest) verifyContract(ctx context.Context) error {
 	return nil
 }
 
-// now is the clock, but never before the image was built.
-func (g *Guest) now() time.Time {
-	if t, floor := time.Now(), g.Image.Built(); t.Before(floor) {
-		return floor
-	} else {
-		return t
-	}
-}
-
 // dropContractKeys destroys the contract keys: from here on nothing in the
 // guest can open a contract.
 func (g *Guest) dropContractKeys(context.Context) error {

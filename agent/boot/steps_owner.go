@@ -8,9 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"hpcr/agent/event"
 	"hpcr/agent/hpl"
@@ -131,21 +128,6 @@ func (g *Guest) serveHealth() {
 	serve("tcp", func() error {
 		return g.Health.ServeTCP(context.Background(), net.JoinHostPort("", strconv.Itoa(healthPort)))
 	})
-}
-
-// setTime keeps the clock from lying before the image was built. What the
-// host says beyond that is believed until a time source is configured.
-func (g *Guest) setTime(context.Context) error {
-	floor := g.Image.Built()
-	if !time.Now().Before(floor) {
-		return nil
-	}
-	tv := unix.NsecToTimeval(floor.UnixNano())
-	if err := unix.Settimeofday(&tv); err != nil {
-		return fmt.Errorf("clock: %w", err)
-	}
-	g.log.Warn("the host's clock was before the image's build: set to the build time")
-	return nil
 }
 
 // checkExpiry looks again, now that the clock is as good as it gets.

@@ -93,10 +93,11 @@ func (g *Guest) certificates() ([]byte, error) {
 		{keysDir + "/contract.crt", "Encryption Certificate valid until", "encryption", "HPL12011W"},
 		{keysDir + "/attestation.crt", "Attestation Certificate valid until", "attestation", "HPL12013W"},
 	} {
-		end, err := certificateEnd(c.file)
+		crt, err := readCertificate(c.file)
 		if err != nil {
 			return nil, err
 		}
+		end := crt.NotAfter
 		g.ends = append(g.ends, certificate{name: c.key, schedule: contract.ImageSchedule(end), ending: c.code, ended: c.code})
 		ends[c.key] = end.UTC().Format(time.RFC3339)
 		g.record.Add(attest.Fact{Name: c.label, Text: attest.ValidUntil(end)})
@@ -108,18 +109,18 @@ func (g *Guest) certificates() ([]byte, error) {
 	return json.Marshal(ends)
 }
 
-func certificateEnd(path string) (time.Time, error) {
+func readCertificate(path string) (*x509.Certificate, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return time.Time{}, err
+		return nil, err
 	}
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return time.Time{}, errors.New(path + " is not PEM")
+		return nil, errors.New(path + " is not PEM")
 	}
 	crt, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return crt.NotAfter, nil
+	return crt, nil
 }
