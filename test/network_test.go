@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -68,15 +69,20 @@ var networkScenarios = []scenario.Scenario{
 		Claim: "With env.x-hpcr.time the clock is right before the first certificate is judged on the wire: the log host's and the registry's, " +
 			"which are valid today and neither then nor at 2100; and the owner's log says that the clock was set.",
 		Tier:  scenario.Full,
-		Archs: []string{scenario.AMD64},
+		Archs: scenario.Both,
 		Cost:  30 * time.Second,
 		Run:   wrongClocks,
 	},
 }
 
-// wrongClocks: chronyd is a foreign server, behind QEMU's network; QEMU's clock
-// of s390x ignores -rtc.
+// ntpPort: guests ask at port 123 of this machine, which one scenario at a time
+// can have.
+var ntpPort sync.Mutex
+
+// wrongClocks: chronyd is a foreign server, behind QEMU's network.
 func wrongClocks(t *testing.T, lab *scenario.Lab) {
+	ntpPort.Lock()
+	defer ntpPort.Unlock()
 	conf := lab.File(t, "chrony.conf", fmt.Appendf(nil, "local stratum 5\nallow all\nbindaddress %s\ncmdport 0\nbindcmdaddress /\npidfile %s\n", peers.Loopback, filepath.Join(lab.Dir, "chrony.pid")))
 	ctx, stop := context.WithCancel(t.Context())
 	chrony := exec.CommandContext(ctx, "chronyd", "-x", "-d", "-u", "root", "-f", conf)
