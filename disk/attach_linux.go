@@ -255,6 +255,9 @@ func (op *opener) finish(ctx context.Context, s Spec, v *Volume, d *found, dev p
 	if o.State != luks2.Ready { // new, or its creation was cut off before
 		v.Created = true
 		op.Log.Info("making the file system", "volume", s.Name, "filesystem", s.Filesystem)
+		if have, err := availableKiB(); err != nil || have < toolRoom {
+			luks2.Release()
+		}
 		if o.Integrity {
 			if err := fill(ctx, v.Device); err != nil {
 				return hpl.Wrap(err, "HPL02002E", s.Path, "the volume's sectors cannot be written")
@@ -336,12 +339,14 @@ func (op *opener) attach(s Spec, v *Volume, p place, key *secret.Secret) error {
 	return nil
 }
 
-// enoughMemory keeps a derivation from taking the guest down with it.
+// enoughMemory keeps a derivation from taking the guest down with it. What the
+// last one left is for the next.
 func (op *opener) enoughMemory(kib uint32) error {
 	have, err := availableKiB()
 	if err != nil {
 		return err
 	}
+	have += uint64(luks2.Held())
 	if need := uint64(kib) + 32<<10; have < need {
 		return fmt.Errorf("%d KiB needed, %d KiB available", need, have)
 	}

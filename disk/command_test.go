@@ -27,5 +27,8 @@ type answer struct {
 	File     string   `json:"file"` // content of the volume's file "file"
 }
 
+// benchTurns is how often each side of a comparison runs.
+const benchTurns = 3
+
 // answerMark begins the line of a test's output that is an answer.
 const answerMark = "answer "

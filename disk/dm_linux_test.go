@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,9 +90,52 @@ func TestRunTool(t *testing.T) {
 	}
 	check := filesystem{check: []string{"sh", "-c", "exit $1", "sh"}}
 	for code, ok := range map[string]bool{"0": true, "1": true, "2": true, "4": false, "8": false, "127": false} {
-		if err := check.repair(t.Context(), code); (err == nil) != ok {
+		if err := check.repair(t.Context(), code, superblock{}, slog.New(slog.DiscardHandler)); (err == nil) != ok {
 			t.Errorf("e2fsck's status %s: %v", code, err)
 		}
+	}
+}
+
+// TestTornSuperblock: power was cut in the middle of a superblock, so that its
+// checksum is another's. The copy mends it, if the file system has one.
+func TestTornSuperblock(t *testing.T) {
+	for name, tt := range map[string]struct {
+		size  int64
+		block string
+		ok    bool
+	}{
+		"two groups":             {150 * mib, "4096", true},
+		"two groups, 1 KiB":      {20 * mib, "1024", true},
+		"one group, so no copy":  {100 * mib, "4096", false},
+		"a second, of no blocks": {128 * mib, "4096", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "fs")
+			f, err := os.Create(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := f.Truncate(tt.size); err != nil {
+				t.Fatal(err)
+			}
+			if err := runTool(t.Context(), time.Minute, "mke2fs", "-q", "-F", "-t", "ext4", "-b", tt.block, file); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte{7}, 1024+0x34); err != nil { // s_mnt_count; the checksum is in the other half
+				t.Fatal(err)
+			}
+			super, err := readSuperblock(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := filesystems["ext4"].repair(t.Context(), file, super, slog.New(slog.DiscardHandler)); (err == nil) != tt.ok {
+				t.Errorf("repaired: %v", err)
+			}
+			if err := runTool(t.Context(), time.Minute, "e2fsck", "-fn", file); (err == nil) != tt.ok {
+				t.Errorf("afterwards: %v", err)
+			}
+		})
 	}
 }
 

@@ -73,15 +73,15 @@ func liftForeign(ctx context.Context, f *luks2.Foreign, passphrase *secret.Secre
 	return key, slot, nil
 }
 
-func unseal(ctx context.Context, dev luks.Device, slots []int, passphrase *secret.Secret) (*luks.Volume, int, error) {
+func unseal(ctx context.Context, dev luks.Device, slots []luks2.Slot, passphrase *secret.Secret) (v *luks.Volume, id int, err error) {
 	for _, slot := range slots {
 		if err := ctx.Err(); err != nil {
 			return nil, 0, err
 		}
-		v, err := dev.UnsealVolume(slot, passphrase.Bytes())
+		luks2.Derive(slot.MemoryKiB, func() { v, err = dev.UnsealVolume(slot.ID, passphrase.Bytes()) })
 		switch {
 		case err == nil:
-			return v, slot, nil
+			return v, slot.ID, nil
 		case errors.Is(err, luks.ErrPassphraseDoesNotMatch):
 		default:
 			return nil, 0, fmt.Errorf("luks.go: %s", strings.ToValidUTF8(err.Error(), "?"))

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -64,6 +66,7 @@ const (
 	toolMemory = 2 << 30 // address space of a child, bytes
 	toolOutput = 8 << 10 // bytes kept for the owner's log
 	e2fsckBad  = 4       // exit bits from here on: errors are left
+	e2fsckNot  = 8       // exit bit: it could not begin
 )
 
 var toolDirs = []string{"/sbin", "/usr/sbin", "/bin", "/usr/bin"}
@@ -150,17 +153,51 @@ func fill(ctx context.Context, node string) error {
 	return f.Sync()
 }
 
-// repair checks before mount. What e2fsck mended by itself is fine.
-func (f filesystem) repair(ctx context.Context, node string) error {
+// repair checks before mount. What e2fsck mended by itself is fine. It does not
+// begin with a superblock of which a power cut left one half: then its copy is
+// taken, and the journal run as from the first.
+func (f filesystem) repair(ctx context.Context, node string, super superblock, log *slog.Logger) error {
 	if f.check == nil {
 		return nil
 	}
-	err := runTool(ctx, checkLimit, append(f.check[:len(f.check):len(f.check)], node)...)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 && exit.ExitCode() < e2fsckBad {
+	command := append(f.check[:len(f.check):len(f.check)], node)
+	err := runTool(ctx, checkLimit, command...)
+	if args := super.copied(); args != nil && exitStatus(err)&e2fsckNot != 0 {
+		log.Warn("the superblock cannot be used: the file system is mended from its copy", "cause", err)
+		if cerr := runTool(ctx, checkLimit, slices.Insert(command, len(f.check), args...)...); exitStatus(cerr) < e2fsckBad {
+			return nil
+		}
+	}
+	if exitStatus(err) < e2fsckBad {
 		return nil
 	}
 	return err
+}
+
+// exitStatus is 0 for no error, that of a program that ended with one, or
+// above all of those.
+func exitStatus(err error) int {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit) && exit.Exited():
+		return exit.ExitCode()
+	}
+	return 1 << 8
+}
+
+// copied are e2fsck's arguments for the superblock's first copy, at the start of
+// ext4's second group of blocks; nil where there is none.
+func (s superblock) copied() []string {
+	first := 8 * s.block
+	if s.block == 1024 {
+		first++ // group 0 begins behind the boot block
+	}
+	if s.kind != "ext4" || s.size < (first+1)*s.block {
+		return nil
+	}
+	return []string{"-b", strconv.FormatInt(first, 10), "-B", strconv.FormatInt(s.block, 10)}
 }
 
 // createMetadata makes partition 1 of HPCR's layout: an empty ext4 that

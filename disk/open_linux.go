@@ -61,6 +61,7 @@ const (
 	closeLimit   = 10 * time.Second
 	undoPatience = time.Second      // nobody has used the volumes yet
 	lookAgain    = 10 * time.Second // the kernel drops news when memory is short
+	toolRoom     = 128 << 10        // KiB that must be available beside what is held for a derivation, when mke2fs and its like run
 )
 
 // OpenAll finds, creates or unlocks, maps, checks and mounts all volumes, one
@@ -89,6 +90,7 @@ func OpenAll(ctx context.Context, specs []Spec, o Options) ([]*Volume, error) {
 		op.volumes[i] = &Volume{Name: s.Name, Path: s.Path, Mount: s.Mount, Table: Table{Mapping: fmt.Sprintf("%s%d", mappingPrefix, i+1)}, log: o.Log}
 	}
 	err := op.attachAll(ctx)
+	luks2.Release()
 	if err == nil {
 		err = op.mountAll(ctx)
 	}
@@ -191,6 +193,7 @@ func (op *opener) attachAll(ctx context.Context) error {
 // await sleeps until the kernel tells of a device, or until then. An error is
 // ctx's end, or a socket that fails.
 func (op *opener) await(ctx context.Context, news *uevents, then time.Time) error {
+	luks2.Release() // others use the memory meanwhile
 	if d, ok := ctx.Deadline(); ok && d.Before(then) {
 		then = d
 	}

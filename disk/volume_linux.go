@@ -115,7 +115,7 @@ func (v *Volume) mountChecked(ctx context.Context) error {
 	}
 	fs := filesystems[super.kind]
 	v.Filesystem = super.kind
-	if err := fs.repair(ctx, v.Device); err != nil {
+	if err := fs.repair(ctx, v.Device, super, v.log); err != nil {
 		return hpl.Wrap(err, "HPL02007E", v.Path, "the volume's file system is damaged beyond automatic repair: open it with cryptsetup and run e2fsck")
 	}
 	at, err := makeFolder(v.Mount)

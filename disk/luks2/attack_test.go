@@ -178,7 +178,7 @@ func TestForeignAccepted(t *testing.T) {
 		t.Fatalf("%s %v %v", im.Kind(), im.Reason(), err)
 	}
 	f, err := im.Foreign()
-	if err != nil || fmt.Sprint(f.Slots) != "[0 1]" || f.DataOffset != 16<<20 || f.SectorSize != 512 || len(f.Sections) != 3 {
+	if err != nil || fmt.Sprint(f.Slots) != "[{0 32768} {1 0}]" || f.DataOffset != 16<<20 || f.SectorSize != 512 || len(f.Sections) != 3 {
 		t.Errorf("%+v, %v", f, err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
-	"runtime/debug"
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/xts"
@@ -20,11 +19,8 @@ import (
 var hashes = map[string]func() hash.Hash{"sha1": sha1.New, "sha256": sha256.New, "sha512": sha512.New}
 
 // argon2id is a variable for tests, which derive the same key many times.
-var argon2id = func(passphrase, salt []byte, time, memory uint32, threads uint8, n uint32) []byte {
-	key := argon2.IDKey(passphrase, salt, time, memory, threads, n)
-	// The matrix is garbage now, and as large as half the guest: without this
-	// it stays in the process until the collector's next turn.
-	debug.FreeOSMemory()
+var argon2id = func(passphrase, salt []byte, time, memory uint32, threads uint8, n uint32) (key []byte) {
+	Derive(memory, func() { key = argon2.IDKey(passphrase, salt, time, memory, threads, n) })
 	return key
 }
 

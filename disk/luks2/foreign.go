@@ -15,9 +15,15 @@ type Section struct {
 type Foreign struct {
 	Version    int
 	Sections   []Section
-	Slots      []int // to be tried in this order
+	Slots      []Slot // to be tried in this order
 	DataOffset int64
 	SectorSize int
+}
+
+// Slot is a key slot of a foreign volume.
+type Slot struct {
+	ID        int
+	MemoryKiB uint32 // that its derivation takes, for Derive
 }
 
 // Foreign returns the description of a ForeignLUKS image.
@@ -28,7 +34,10 @@ func (im *Image) Foreign() (*Foreign, error) {
 	f := &Foreign{Version: 1, SectorSize: 512}
 	if l := im.luks1; l != nil {
 		f.Sections = []Section{{0, l.raw}}
-		f.Slots, f.DataOffset = l.slots, l.payload
+		for _, id := range l.slots {
+			f.Slots = append(f.Slots, Slot{ID: id})
+		}
+		f.DataOffset = l.payload
 	} else {
 		h := *im.foreign
 		h.salt, h.uuid, h.binary, h.secondary = [64]byte{}, "00000000-0000-0000-0000-000000000000", nil, false
@@ -36,7 +45,7 @@ func (im *Image) Foreign() (*Foreign, error) {
 		f.DataOffset, f.SectorSize = h.meta.dataOffset, h.meta.sectorSize
 		for _, s := range h.meta.slots {
 			if !s.unused() {
-				f.Slots = append(f.Slots, s.id)
+				f.Slots = append(f.Slots, Slot{s.id, s.kdf.cost.MemoryKiB})
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,8 +13,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	luks "github.com/anatol/luks.go"
+	"golang.org/x/crypto/argon2"
 
 	"hpcr/agent/secret"
 	"hpcr/disk/luks2"
@@ -24,13 +28,17 @@ const (
 	volumePass  = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8"
 	volumeSize  = 32 * mib
 	volumeTurns = 3
+	manyVolumes = 16
 )
 
-// usualCost is a guest's default.
-var usualCost = luks2.KDF{MemoryKiB: 256 << 10, Time: 4, Parallel: 2}
+var (
+	usualCost = luks2.KDF{MemoryKiB: 256 << 10, Time: 4, Parallel: 2} // a guest's default
+	manyCost  = luks2.KDF{MemoryKiB: 64 << 10, Time: 4, Parallel: 1}  // cheap: what is not derivation shows
+)
 
-// volumeCost compares unlocking with cryptsetup's. Each side is a process, whose
-// processor time is the figure: in turns, medians.
+// volumeCost compares unlocking with cryptsetup's, and many volumes with the
+// derivations that they need. Each side is a process: its processor time and
+// highest memory are the figures, in turns, medians.
 func volumeCost(ctx context.Context, dir string) ([]figure, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -61,14 +69,32 @@ func volumeCost(ctx context.Context, dir string) ([]figure, error) {
 		{"volume: unlock cryptsetup's, argon2id t4 m256M p2", "foreign", argon, 1.6},
 		{"volume: unlock cryptsetup's, pbkdf2-sha256 600 000", "foreign", pbkdf2, 1.1},
 	} {
-		f, err := b.compare(figure{Name: c.name, Unit: "s", Peer: "cryptsetup open --test-passphrase", most: c.most},
-			b.self(c.as, c.file), []string{"cryptsetup", "open", "--test-passphrase", "--key-file", b.path("pass"), c.file})
+		f, err := b.compare(figure{Name: c.name, Unit: "s", Peer: "cryptsetup open --test-passphrase", most: c.most}, volumeTurns,
+			b.self(c.as, c.file), []string{"cryptsetup", "open", "--test-passphrase", "--key-file", b.path("pass"), c.file}, used)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", c.name, err)
 		}
 		figures = append(figures, f)
 	}
-	return figures, nil
+	var many []string
+	for i := range manyVolumes {
+		file, err := b.ours(fmt.Sprint("many", i), manyCost)
+		if err != nil {
+			return nil, err
+		}
+		many = append(many, file)
+	}
+	work, err := b.compare(figure{Name: fmt.Sprintf("volume: unlock %d", manyVolumes), Unit: "s", Peer: "bare argon2id, as often", most: 1.1}, volumeTurns,
+		b.self("ours", many...), b.self("derive", strconv.Itoa(manyVolumes)), used)
+	if err != nil {
+		return nil, err
+	}
+	memory, err := b.compare(figure{Name: fmt.Sprintf("volume: memory of unlocking %d", manyVolumes), Unit: "MiB", Peer: "one", most: 1.25}, 1,
+		b.self("ours", many...), b.self("ours", many[0]), resident)
+	if err != nil {
+		return nil, err
+	}
+	return append(figures, work, memory), nil
 }
 
 // onlyVolumes prints the volumes' figures alone.
@@ -78,7 +104,7 @@ func onlyVolumes(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	figures, err := volumeCost(ctx, s.path("volumes"))
+	figures, err := s.volumes(ctx)
 	if err != nil {
 		return err
 	}
@@ -126,28 +152,31 @@ func (b *volumeBench) stock(kdf string, args ...string) (string, error) {
 	return file, nil
 }
 
-// self is this program as one side of a comparison: see volumeChild.
-func (b *volumeBench) self(as, file string) []string {
-	return []string{"/proc/self/exe", "-volume-child", as, file}
+// self is this program as one side of a comparison: see unlockAll.
+func (b *volumeBench) self(as string, args ...string) []string {
+	return append([]string{"/proc/self/exe", "-volume-child", as}, args...)
 }
 
 // compare runs both sides in turns.
-func (b *volumeBench) compare(f figure, ours, theirs []string) (figure, error) {
+func (b *volumeBench) compare(f figure, turns int, ours, theirs []string, of func(*os.ProcessState) float64) (figure, error) {
 	var all [2][]float64
-	for range volumeTurns {
+	for range turns {
 		for i, command := range [][]string{ours, theirs} {
 			cmd := exec.CommandContext(b.ctx, command[0], command[1:]...)
 			cmd.Stdin = strings.NewReader(volumePass)
+			if i == 0 { // as the agent starts the disk child
+				cmd.Env = append(os.Environ(), "GOGC=off", "GODEBUG=clobberfree=1")
+			}
 			if out, err := cmd.CombinedOutput(); err != nil {
 				return f, fmt.Errorf("%s: %w: %s", filepath.Base(command[0]), err, bytes.TrimSpace(out))
 			}
-			all[i] = append(all[i], used(cmd.ProcessState))
+			all[i] = append(all[i], of(cmd.ProcessState))
 		}
 	}
 	for _, side := range all {
 		slices.Sort(side)
 	}
-	f.Value, f.PeerValue = all[0][volumeTurns/2], all[1][volumeTurns/2]
+	f.Value, f.PeerValue = all[0][turns/2], all[1][turns/2]
 	ratio := f.Value / f.PeerValue
 	f.Ratio = &ratio
 	fmt.Fprintf(os.Stderr, "%s: %.3f, %s: %.3f %s, ratio %.3f of %v and %v\n", f.Name, f.Value, f.Peer, f.PeerValue, f.Unit, ratio, all[0], all[1])
@@ -157,9 +186,18 @@ func (b *volumeBench) compare(f figure, ours, theirs []string) (figure, error) {
 // used is a process's processor time in seconds.
 func used(p *os.ProcessState) float64 { return (p.UserTime() + p.SystemTime()).Seconds() }
 
+// resident is its highest resident size in MiB.
+func resident(p *os.ProcessState) float64 {
+	usage, ok := p.SysUsage().(*syscall.Rusage)
+	if !ok {
+		return 0
+	}
+	return float64(usage.Maxrss) / 1024
+}
+
 // volumeChild is one side of a comparison, with the passphrase on its standard
-// input: "ours" and "foreign" unlock a file as the guest's disk child does up to
-// the mapping.
+// input: "ours" and "foreign" unlock files one after the other, as the guest's
+// disk child does up to the mapping; "derive" runs argon2id so many times.
 func volumeChild(ctx context.Context, args []string) error {
 	text, err := io.ReadAll(os.Stdin)
 	if err != nil {
@@ -167,10 +205,25 @@ func volumeChild(ctx context.Context, args []string) error {
 	}
 	pass := secret.New(text)
 	defer pass.Wipe()
-	if len(args) != 2 || args[0] != "ours" && args[0] != "foreign" {
-		return fmt.Errorf("no such side: %q", args)
+	switch args[0] {
+	case "derive":
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		for range n {
+			argon2.IDKey(pass.Bytes(), make([]byte, 32), manyCost.Time, manyCost.MemoryKiB, uint8(manyCost.Parallel), 64)
+		}
+		return nil
+	case "ours", "foreign":
+		for _, name := range args[1:] {
+			if err := unlockFile(ctx, name, args[0] == "foreign", pass); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		return nil
 	}
-	return unlockFile(ctx, args[1], args[0] == "foreign", pass)
+	return fmt.Errorf("no such side: %s", args[0])
 }
 
 func unlockFile(ctx context.Context, name string, foreign bool, pass *secret.Secret) (err error) {
@@ -215,6 +268,55 @@ func unlockFile(ctx context.Context, name string, foreign bool, pass *secret.Sec
 	if err != nil {
 		return err
 	}
-	_, err = dev.UnsealVolume(header.Slots[0], pass.Bytes())
+	slot := header.Slots[0]
+	luks2.Derive(slot.MemoryKiB, func() { _, err = dev.UnsealVolume(slot.ID, pass.Bytes()) })
 	return errors.Join(err, dev.Close())
+}
+
+// volumes are the figures of both: here, and of the device mapper in a guest.
+func (s *setup) volumes(ctx context.Context) ([]figure, error) {
+	figures, err := volumeCost(ctx, s.path("volumes"))
+	if err != nil {
+		return nil, err
+	}
+	mapped, err := s.mapped(ctx)
+	return append(figures, mapped...), err
+}
+
+// mapped has the disk package's guest measure mapping and formatting. Its test
+// prints figures on lines of their own.
+func (s *setup) mapped(ctx context.Context) ([]figure, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "test", "-tags", "vm", "-count=1", "-timeout", "30m", "-v", "./disk", "-run", "^TestBenchInGuest$")
+	cmd.Dir, cmd.Stderr = s.root, os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("the disk package's guest: %w\n%s", err, out)
+	}
+	return mappedFigures(string(out))
+}
+
+// mappedFigures reads what disk's bench_guest_test.go prints.
+func mappedFigures(out string) ([]figure, error) {
+	var figures []figure
+	for line := range strings.Lines(out) {
+		_, text, found := strings.Cut(line, "figure: ")
+		if !found {
+			continue
+		}
+		var f struct {
+			figure
+			Most float64 `json:"most"`
+		}
+		if err := json.Unmarshal([]byte(text), &f); err != nil {
+			return nil, fmt.Errorf("the guest's figure: %w", err)
+		}
+		f.figure.most = f.Most
+		figures = append(figures, f.figure)
+	}
+	if len(figures) == 0 {
+		return nil, errors.New("no figures from the disk package's guest")
+	}
+	return figures, nil
 }
