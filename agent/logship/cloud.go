@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -56,7 +57,9 @@ type service struct {
 
 	token     string
 	renew     time.Time // when the token is old
-	notBefore time.Time // as the service asked
+	notBefore time.Time // as the service asked, or as failures of batches demand
+	failed    int       // batches, one after the other
+	probe     []*item   // not yet accepted: its number is used once
 }
 
 func newService(c Config, dial DialFunc) (*service, error) {
@@ -121,8 +124,9 @@ func (e *batchRefused) Error() string {
 	return fmt.Sprintf("the log service refused them: HTTP status %d", e.status)
 }
 
-// open proves that the service takes messages.
-func (s *service) open(ctx context.Context, probe []*item) (link, error) {
+// open proves that the service takes messages. A probe that fails is sent again,
+// with its number: another would leave a hole, which to the owner is a loss.
+func (s *service) open(ctx context.Context, probe func() []*item) (link, error) {
 	if wait := time.Until(s.notBefore); wait > 0 {
 		select {
 		case <-ctx.Done():
@@ -131,9 +135,13 @@ func (s *service) open(ctx context.Context, probe []*item) (link, error) {
 		}
 	}
 	c := &cloudLink{s: s}
-	if err := c.send(ctx, probe); err != nil {
+	if s.probe == nil {
+		s.probe = probe()
+	}
+	if err := c.post(ctx, s.probe); err != nil {
 		return nil, err
 	}
+	s.probe = nil
 	return c, nil
 }
 
@@ -233,7 +241,21 @@ func (c *cloudLink) abort() error {
 	return nil
 }
 
+// send waits longer with each batch that fails, even if probes between them do not.
 func (c *cloudLink) send(ctx context.Context, batch []*item) error {
+	err := c.post(ctx, batch)
+	if err == nil || errors.As(err, new(*batchRefused)) {
+		c.s.failed = 0
+		return err
+	}
+	if next := time.Now().Add(backoff(c.s.failed, rand.Float64())); next.After(c.s.notBefore) {
+		c.s.notBefore = next
+	}
+	c.s.failed++
+	return err
+}
+
+func (c *cloudLink) post(ctx context.Context, batch []*item) error {
 	body := cloudBody(batch)
 	for renewed := false; ; renewed = true {
 		if err := c.s.login(ctx); err != nil {
@@ -278,11 +300,13 @@ func cloudBody(batch []*item) []byte {
 	for _, it := range batch {
 		entries = append(entries, it.cloud())
 	}
-	body, err := json.Marshal(entries)
-	if err != nil {
+	var body bytes.Buffer
+	e := json.NewEncoder(&body)
+	e.SetEscapeHTML(false) // each < would be six octets, and a page more than the service takes
+	if err := e.Encode(entries); err != nil {
 		panic(err) // strings and finite numbers always have a form
 	}
-	return body
+	return body.Bytes()
 }
 
 // cloudSeverity maps RFC 5424's 0–7 to 6 critical, 5 error, 4 warning, 3 info, 1 debug.

@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -184,11 +186,68 @@ func TestCloudTroubles(t *testing.T) {
 				}
 				last = i
 			}
+			drain(t, ship)
 			if st := ship.Stats(); st.Lost != 0 {
 				t.Errorf("%+v", st)
 			}
+			if n, highest := holes(t, s); n != 0 {
+				t.Errorf("%d numbers up to %d never arrived, and nothing was lost", n, highest)
+			}
 			if n := s.Tokens(); tt.renews != (n > 1) {
 				t.Errorf("%d tokens were taken", n)
+			}
+		})
+	}
+}
+
+// holes counts the numbers that did not arrive.
+func holes(t *testing.T, s *peers.Ingestion) (missing, highest int) {
+	t.Helper()
+	seen := map[int]bool{}
+	for _, e := range s.Entries() {
+		n, err := strconv.Atoi(e.Text["sequence"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[n], highest = true, max(highest, n)
+	}
+	return highest - len(seen), highest
+}
+
+// TestCloudRequestSize: no text makes a request of more than the 2 MB that the
+// service takes; it would refuse all of it, other containers' lines too.
+func TestCloudRequestSize(t *testing.T) {
+	const limit = 2_000_000
+	for name, text := range map[string]string{
+		"markup":          strings.Repeat("<&>", 2000),
+		"quotes":          strings.Repeat(`"`, 6000),
+		"backslashes":     strings.Repeat(`\`, 6000),
+		"control octets":  strings.Repeat("\x01", 1500),
+		"no UTF-8":        strings.Repeat("\xff", 1500),
+		"line separators": strings.Repeat("\u2028", 1500),
+		"empty lines":     "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newForm(Origin{App: "w", Foreign: true, Data: []Param{{"service", "w"}, {"stream", "stderr"}}}, "g")
+			var batch []*item
+			for n := 0; n < cloudBatch; { // as take does
+				items, _ := f.render(Entry{Time: noon, MsgID: "stderr", Text: []byte(text)}, 0)
+				for _, it := range items {
+					it.seq = math.MaxInt32
+					n += len(it.msg)
+				}
+				batch = append(batch, items...)
+			}
+			body := cloudBody(batch)
+			if len(body) > limit {
+				t.Errorf("%d messages became %d octets", len(batch), len(body))
+			}
+			if got, want := batch[0].cloud().Text["message"], string(appendText(nil, []byte(text), true)); !strings.HasPrefix(want, got) || text != "" && got == "" {
+				t.Errorf("%q became %q", want, got)
+			}
+			var back []cloudEntry
+			if err := json.Unmarshal(body, &back); err != nil || len(back) != len(batch) || back[0].Text["message"] != batch[0].cloud().Text["message"] {
+				t.Errorf("%d of %d messages come back: %v", len(back), len(batch), err)
 			}
 		})
 	}
@@ -238,6 +297,29 @@ func TestCloudRefusesAll(t *testing.T) {
 	time.Sleep(2 * time.Second)
 	if n := len(requests); n != 2 {
 		t.Errorf("%d requests for one message and the record of its loss", n)
+	}
+}
+
+// TestCloudSlowsDown: a service that takes probes and no batch is asked ever less often.
+func TestCloudSlowsDown(t *testing.T) {
+	t.Parallel()
+	s, ca := newIngestion(t)
+	ship := open(t, cloudConfig(s, ca, apiKey))
+	defer ship.Close()
+	batches := make(chan bool, 1000)
+	s.Change(func(_ int, w http.ResponseWriter, r *http.Request) bool {
+		body, err := io.ReadAll(r.Body)
+		if err == nil && strings.Contains(string(body), "log.probe") {
+			return true // 200
+		}
+		batches <- true
+		w.WriteHeader(http.StatusGatewayTimeout)
+		return true
+	})
+	ship.Source(Origin{Name: "web", App: "web"}).Send(Entry{Text: []byte("x")})
+	time.Sleep(7 * time.Second) // at once, and after 1, 3 and 7 s at most
+	if n := len(batches); n < 3 || n > 5 {
+		t.Errorf("%d requests in 7 s", n)
 	}
 }
 

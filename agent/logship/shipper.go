@@ -123,7 +123,7 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.connect = func(ctx context.Context) (link, error) { return service.open(ctx, s.probeMessage()) }
+		s.connect = func(ctx context.Context) (link, error) { return service.open(ctx, s.probeMessage) }
 		s.forget = service.key.Wipe
 		failed, s.batch = cloudError, cloudBatch
 	} else {
