@@ -80,7 +80,7 @@ type ExplainedEndpoint struct {
 // ExplainedLogging is where the log goes; empty if nothing is configured or
 // env was not looked at.
 type ExplainedLogging struct {
-	Kind     string `json:"kind,omitempty"` // syslog, logRouter
+	Kind     string `json:"kind,omitempty"` // syslog, logRouter, logDNA
 	Hostname string `json:"hostname,omitempty"`
 	Port     int    `json:"port,omitempty"`
 }
@@ -254,5 +254,7 @@ func (r *run) explainLogging(x *Explanation) {
 		x.Logging = ExplainedLogging{"syslog", s.Host, s.Port}
 	} else if l := r.plan.LogRouter; l != nil {
 		x.Logging = ExplainedLogging{"logRouter", l.Host, l.Port}
+	} else if l := r.plan.LogDNA; l != nil {
+		x.Logging = ExplainedLogging{"logDNA", l.Host, l.Port}
 	}
 }

@@ -3,6 +3,7 @@ package contract
 import (
 	"encoding/pem"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -40,8 +41,8 @@ func (r *run) logging(e at) {
 		r.syslog(s)
 	case lr.present():
 		r.logRouter(lr, own)
-	case l.get("logDNA").present():
-		r.unsupported(schema, l.get("logDNA"), "logDNA")
+	case l.get("logDNA").present(): // of older contracts; beside another it is a leftover
+		r.logDNA(l.get("logDNA"))
 	default:
 		r.fail(schema, l, "there is no log target", "add syslog")
 	}
@@ -66,6 +67,47 @@ func (r *run) logRouter(a, own at) {
 		}
 	}
 	r.plan.LogRouter = l
+}
+
+const (
+	maxTags   = 32
+	maxTagLen = 64
+)
+
+var (
+	ingestionKey  = regexp.MustCompile(`^[a-z0-9]{32}$`)
+	ingestionHost = regexp.MustCompile(`^syslog[^.]*\..+$`)
+	ingestionTag  = regexp.MustCompile(`^[A-Za-z0-9._:-]+$`)
+)
+
+// logDNA reads the back end of images before 2025.
+func (r *run) logDNA(a at) {
+	if !r.mapping(a) {
+		return
+	}
+	r.closed(a, "hostname", "ingestionKey", "port", "tags")
+	l := &LogDNA{Host: r.logHost(a), Port: r.port(a.get("port"), defaultSyslogPort)}
+	if l.Host != "" && !ingestionHost.MatchString(l.Host) {
+		r.fail("HPL01003E", a.get("hostname"), "the name of a LogDNA server begins with syslog", "give a name such as syslog-a.REGION.logging.cloud.ibm.com")
+	}
+	if k, ok := r.required(a, "ingestionKey"); ok {
+		if s, ok := r.matching(k, ingestionKey.MatchString, "this is no ingestion key", "give the 32 lower-case letters and digits of the instance's ingestion key"); ok {
+			l.Key = secret.FromString(s)
+		}
+	}
+	if tags := a.get("tags"); tags.present() {
+		if tags.n.kind != listNode || len(tags.vals()) > maxTags {
+			r.fail(schema, tags, "this is not a list of at most 32 tags", "give a list of words")
+			r.plan.LogDNA = l
+			return
+		}
+		for i := range tags.vals() {
+			tag, _ := r.matching(tags.item(i), func(s string) bool { return len(s) <= maxTagLen && ingestionTag.MatchString(s) },
+				"this is not a tag", "use letters, digits, dots, dashes, colons and underscores, at most 64")
+			l.Tags = append(l.Tags, tag)
+		}
+	}
+	r.plan.LogDNA = l
 }
 
 // defaultIAM is IBM Cloud's.

@@ -18,8 +18,9 @@ type Plan struct {
 	TokensIgnored   int    // look like tokens, do not open, are not needed
 	Network         *Network
 	Time            Time
-	Syslog          *Syslog // nil, and LogRouter too = no logging configured, and the policy allowed it
+	Syslog          *Syslog // nil, and the other two as well = no logging configured, and the policy allowed it
 	LogRouter       *LogRouter
+	LogDNA          *LogDNA
 	Volumes         []Volume // document order of workload.volumes
 	Auths           []Auth   // sorted by host
 	CACerts         [][]byte // PEM, further trust anchors for registries
@@ -87,6 +88,14 @@ type LogRouter struct {
 	Port   int            // default 443
 	APIKey *secret.Secret // printable ASCII
 	IAM    string         // https URL of the service that gives tokens for it
+}
+
+// LogDNA is env.logging.logDNA.
+type LogDNA struct {
+	Host string
+	Port int            // default 6514
+	Key  *secret.Secret // 32 lower-case letters and digits
+	Tags []string       // words, at most 32 of at most 64 octets
 }
 
 // Volume is one data volume, both halves of the contract joined.

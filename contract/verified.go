@@ -52,6 +52,9 @@ func (p *Plan) wipe() {
 	if p.LogRouter != nil {
 		p.LogRouter.APIKey.Wipe()
 	}
+	if p.LogDNA != nil {
+		p.LogDNA.Key.Wipe()
+	}
 	for _, id := range p.TLS.Identities {
 		id.Key.Wipe()
 	}

@@ -31,6 +31,7 @@ type wirePlan struct {
 	Time            Time             `json:"time"`
 	Syslog          *wireSyslog      `json:"syslog"`
 	LogRouter       *wireLogRouter   `json:"logRouter"`
+	LogDNA          *wireLogDNA      `json:"logDNA"`
 	Volumes         []wireVolume     `json:"volumes"`
 	Auths           []wireAuth       `json:"auths"`
 	CACerts         [][]byte         `json:"caCerts"`
@@ -65,6 +66,13 @@ type wireLogRouter struct {
 	Port   int    `json:"port"`
 	APIKey []byte `json:"apiKey"`
 	IAM    string `json:"iam"`
+}
+
+type wireLogDNA struct {
+	Host string   `json:"host"`
+	Port int      `json:"port"`
+	Key  []byte   `json:"key"`
+	Tags []string `json:"tags"`
 }
 
 type wireTLS struct {
@@ -129,6 +137,9 @@ func (v *Verified) Encode(w io.Writer) error {
 	}
 	if l := p.LogRouter; l != nil {
 		out.LogRouter = &wireLogRouter{l.Host, l.Port, l.APIKey.Bytes(), l.IAM}
+	}
+	if l := p.LogDNA; l != nil {
+		out.LogDNA = &wireLogDNA{l.Host, l.Port, l.Key.Bytes(), l.Tags}
 	}
 	out.TLS = wireTLS{p.TLS.Ingress, p.TLS.Egress, nil, p.TLS.Management}
 	for _, id := range p.TLS.Identities {
@@ -215,6 +226,9 @@ func (in *wirePlan) plan() *Plan {
 	if l := in.LogRouter; l != nil {
 		p.LogRouter = &LogRouter{l.Host, l.Port, secret.New(l.APIKey), l.IAM}
 	}
+	if l := in.LogDNA; l != nil {
+		p.LogDNA = &LogDNA{l.Host, l.Port, secret.New(l.Key), l.Tags}
+	}
 	p.TLS = TLS{Ingress: in.TLS.Ingress, Egress: in.TLS.Egress, Management: in.TLS.Management}
 	for _, id := range in.TLS.Identities {
 		p.TLS.Identities = append(p.TLS.Identities, TLSIdentity{id.Name, id.Path, id.Cert, secret.New(id.Key)})
@@ -280,6 +294,10 @@ func (p *Plan) check() error {
 		return errors.New("log target")
 	}
 	if l := p.LogRouter; l != nil && (!validHost(l.Host) || l.Port < 1 || l.Port > 65535 || !validAPIKey(string(l.APIKey.Bytes())) || !validLookaside(l.IAM)) {
+		return errors.New("log service")
+	}
+	if l := p.LogDNA; l != nil && (!validHost(l.Host) || l.Port < 1 || l.Port > 65535 || !ingestionKey.Match(l.Key.Bytes()) ||
+		slices.ContainsFunc(l.Tags, func(t string) bool { return !ingestionTag.MatchString(t) })) {
 		return errors.New("log service")
 	}
 	if err := p.TLS.check(); err != nil {

@@ -27,7 +27,7 @@ const drainLimit = 5 * time.Second
 // openLog connects to the owner's log host and proves it by a probe. What was
 // said before goes there first.
 func (g *Guest) openLog(ctx context.Context) error {
-	if g.plan.Syslog == nil && g.plan.LogRouter == nil {
+	if g.plan.Syslog == nil && g.plan.LogRouter == nil && g.plan.LogDNA == nil {
 		g.Console.Message("HPL01002W", "", "")
 		return nil
 	}
@@ -52,15 +52,20 @@ func (g *Guest) openLog(ctx context.Context) error {
 }
 
 func (g *Guest) reachLog(ctx context.Context) (*logship.Shipper, error) {
-	if l := g.plan.LogRouter; l != nil {
+	if g.plan.Syslog == nil { // a service, which the system's authorities vouch for
 		trust, err := network.RegistryConfig(rootsFile, g.plan.CACerts, g.now)
 		if err != nil {
 			return nil, hpl.Wrap(err, "HPL01004E", "/env/cacerts", "give a list of one NAME: base64 of a PEM certificate")
 		}
-		// A copy of the key stays there: tokens end within the hour.
-		return logship.Open(ctx, logship.Config{
-			Host: l.Host, Port: l.Port, Hostname: g.plan.Hostname, Cloud: &logship.Cloud{IAM: l.IAM, APIKey: l.APIKey, TLS: trust},
-		}, nil)
+		c := logship.Config{Hostname: g.plan.Hostname}
+		// A copy of the key stays there: it is needed as long as there is a log.
+		if l := g.plan.LogRouter; l != nil {
+			c.Host, c.Port, c.Cloud = l.Host, l.Port, &logship.Cloud{IAM: l.IAM, APIKey: l.APIKey, TLS: trust}
+		} else {
+			l := g.plan.LogDNA
+			c.Host, c.Port, c.DNA = l.Host, l.Port, &logship.DNA{Key: l.Key, Tags: l.Tags, TLS: trust}
+		}
+		return logship.Open(ctx, c, nil)
 	}
 	s := g.plan.Syslog
 	defer s.Key.Wipe() // for connecting again, TLS keeps the key as numbers

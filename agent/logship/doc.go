@@ -1,9 +1,12 @@
 // Package logship sends the guest's and the containers' log to the owner's
-// syslog server: RFC 5424 messages in RFC 5425 frames over mutual TLS, and in
-// no other way, ever.
+// log host, over TLS and in no other way, ever: RFC 5424 messages in RFC 5425
+// frames to a syslog server (session.go), or JSON to IBM Cloud Logs (cloud.go).
+// All else is common to them: sources, sanitising (text.go), numbers, the spool
+// in memory (spool.go) and on a disk (backlog.go).
 //
-// It trusts the server only after its certificate has been verified by the
-// contract's authority and for the contract's host name. Text from containers
+// It trusts the server only after its certificate has been verified for the
+// contract's host name: a syslog server's by the contract's authority, a
+// service's by the system's. Text from containers
 // is not trusted: no control character of theirs reaches a frame, and no code
 // of the agent's (HPLnnnnnE) does.
 //
@@ -17,6 +20,6 @@
 // the server's kernel has not acknowledged, or has within the last seconds, up
 // to a bound. What lies longer, or more of it, unread in the buffers of a server
 // that then dies is lost, and shows as a hole in the numbers only. After a
-// broken connection a message may arrive twice, with one number. The spool is
-// memory: it ends with the guest.
+// broken connection a message may arrive twice, with one number. Without a folder
+// that lasts (Keep) the spool ends with the guest.
 package logship

@@ -69,6 +69,11 @@ func probeError(err error) error {
 	return hpl.Wrap(err, "HPL01011E", at+"/hostname", plainCause(err))
 }
 
+// dnaError is HPL01004E with the class of the cause.
+func dnaError(err error) error {
+	return hpl.Wrap(err, "HPL01004E", "/env/logging/logDNA/hostname", plainCause(err))
+}
+
 const cloudAt = "/env/logging/logRouter"
 
 // cloudError is HPL01004E with the field that is probably wrong.

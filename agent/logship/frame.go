@@ -163,11 +163,16 @@ func plain(text []byte, foreign bool) bool {
 }
 
 // appendFrame writes an item with its number and RFC 5425's length before it.
-func (it *item) appendFrame(b []byte) []byte {
+func (it *item) appendFrame(b []byte) []byte { return it.appendMarked(b, nil) }
+
+// appendMarked is appendFrame with an element before the other structured data.
+func (it *item) appendMarked(b, mark []byte) []byte {
 	var digits [10]byte
 	seq := strconv.AppendUint(digits[:0], uint64(it.seq), 10)
-	b = strconv.AppendInt(b, int64(len(it.msg)+len(seq)), 10)
-	b = append(append(b, ' '), it.msg[:it.cut]...)
+	b = strconv.AppendInt(b, int64(len(it.msg)+len(seq)+len(mark)), 10)
+	data := max(0, it.cut-len(seqStart))
+	b = append(append(b, ' '), it.msg[:data]...)
+	b = append(append(b, mark...), it.msg[data:it.cut]...)
 	return append(append(b, seq...), it.msg[it.cut:]...)
 }
 

@@ -25,6 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type rsyslog struct {
 	dir  string
 	port int
+	anon bool // clients need no certificate
 	cmd  *exec.Cmd
 	out  bytes.Buffer
 }
@@ -47,6 +48,10 @@ func newRsyslog(t testing.TB, a *authority, server leaf) *rsyslog {
 
 func (r *rsyslog) configure(t testing.TB, a *authority, server leaf) {
 	t.Helper()
+	auth := "x509/certvalid"
+	if r.anon {
+		auth = "anon"
+	}
 	conf := fmt.Sprintf(`global(
   workDirectory="%[1]s"
   DefaultNetstreamDriver="gtls"
@@ -54,11 +59,11 @@ func (r *rsyslog) configure(t testing.TB, a *authority, server leaf) {
   DefaultNetstreamDriverCertFile="%[3]s"
   DefaultNetstreamDriverKeyFile="%[4]s"
 )
-module(load="imtcp" StreamDriver.Name="gtls" StreamDriver.Mode="1" StreamDriver.AuthMode="x509/certvalid")
+module(load="imtcp" StreamDriver.Name="gtls" StreamDriver.Mode="1" StreamDriver.AuthMode="%[6]s")
 template(name="parsed" type="string" string="%%pri%%|%%hostname%%|%%app-name%%|%%procid%%|%%msgid%%|%%structured-data%%|%%msg%%\n")
 input(type="imtcp" address="127.0.0.1" port="%[5]d" ruleset="remote")
 ruleset(name="remote") { action(type="omfile" file="%[1]s/log" template="parsed") }
-`, r.dir, file(t, r.dir, "ca.pem", a.pem), file(t, r.dir, "cert.pem", server.cert), file(t, r.dir, "key.pem", server.key), r.port)
+`, r.dir, file(t, r.dir, "ca.pem", a.pem), file(t, r.dir, "cert.pem", server.cert), file(t, r.dir, "key.pem", server.key), r.port, auth)
 	file(t, r.dir, "conf", []byte(conf))
 }
 

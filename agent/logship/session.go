@@ -40,6 +40,7 @@ type session struct {
 	conn *tls.Conn
 	wire *wire
 	buf  []byte
+	mark []byte // structured data that goes before all other
 	dead chan struct{}
 	err  error // valid once dead is closed
 }
@@ -50,7 +51,7 @@ func (c *session) ended() <-chan struct{} { return c.dead }
 func (c *session) send(_ context.Context, batch []*item) error {
 	c.buf = c.buf[:0]
 	for _, it := range batch {
-		c.buf = it.appendFrame(c.buf)
+		c.buf = it.appendMarked(c.buf, c.mark)
 	}
 	return c.write(c.buf)
 }
@@ -86,7 +87,7 @@ func (s *Shipper) syslog(ctx context.Context) (link, error) {
 	}
 	begin := time.Now()
 	w := &wire{Conn: raw}
-	c := &session{conn: tls.Client(w, s.tls), wire: w, dead: make(chan struct{})}
+	c := &session{conn: tls.Client(w, s.tls), wire: w, mark: s.mark, dead: make(chan struct{})}
 	if err := c.conn.HandshakeContext(ctx); err != nil {
 		return nil, errors.Join(err, raw.Close())
 	}

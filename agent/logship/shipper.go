@@ -37,6 +37,7 @@ type Config struct {
 	Hostname string           // of the guest, for the HOSTNAME field
 	Now      func() time.Time // the clock with the time floor, for certificates; nil = the system's
 	Cloud    *Cloud           // not syslog: CA, Cert and Key are not used
+	DNA      *DNA             // syslog for LogDNA: CA, Cert and Key are not used
 }
 
 // DialFunc is net.Dialer's DialContext.
@@ -51,6 +52,7 @@ type Shipper struct {
 	dial    DialFunc
 	connect func(context.Context) (link, error)
 	forget  func() // wipes what only connecting needs
+	mark    []byte // goes before the structured data of each message
 	own     *Source
 
 	wake   chan struct{}
@@ -128,7 +130,13 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 		failed, s.batch = cloudError, cloudBatch
 	} else {
 		config, err := tlsConfig(c)
+		if c.DNA != nil {
+			config, err = c.DNA.tls(c.Host)
+			s.mark, s.forget = c.DNA.mark()
+			failed = dnaError
+		}
 		if err != nil {
+			s.forget()
 			return nil, err
 		}
 		config.DynamicRecordSizingDisabled = true
