@@ -164,9 +164,11 @@ func (f filesystem) repair(ctx context.Context, node string, super superblock, l
 	err := runTool(ctx, checkLimit, command...)
 	if args := super.copied(); args != nil && exitStatus(err)&e2fsckNot != 0 {
 		log.Warn("the superblock cannot be used: the file system is mended from its copy", "cause", err)
-		if cerr := runTool(ctx, checkLimit, slices.Insert(command, len(f.check), args...)...); exitStatus(cerr) < e2fsckBad {
+		cerr := runTool(ctx, checkLimit, slices.Insert(command, len(f.check), args...)...)
+		if exitStatus(cerr) < e2fsckBad {
 			return nil
 		}
+		return errors.Join(err, cerr)
 	}
 	if exitStatus(err) < e2fsckBad {
 		return nil
