@@ -324,12 +324,13 @@ func outage(t *testing.T, lab *scenario.Lab) {
       - |
         echo go | /bin/busybox nc -l -p 8080
         /bin/busybox awk 'BEGIN { pad = sprintf("%%%[2]ds", ""); gsub(/ /, "x", pad); for (i = 1; i <= %[3]d; i++) printf "flood=%%d %%s\n", i, pad }'
+        echo over | /bin/busybox nc -l -p 8081
         echo 'flood is over'
         exec /bin/busybox sleep 1000000
     stop_grace_period: 1s
-    ports: ["8080:8080"]
+    ports: ["8080-8081:8080-8081"]
 `, lab.Web(t), floodWidth, floodLines))
-	d := lab.Direct(t, lab.Encrypt(t, c), 8080)
+	d := lab.Direct(t, lab.Encrypt(t, c), 8080, 8081)
 	at := func(what string) func(string) bool {
 		return func(m string) bool { return strings.Contains(m, what) }
 	}
@@ -346,8 +347,9 @@ func outage(t *testing.T, lab *scenario.Lab) {
 		t.Fatal(err)
 	}
 	// From here on nobody takes the log.
-	startFlood(t, d.Address(8080))
+	says(t, d.Address(8080), "go")
 	time.Sleep(outageLength())
+	says(t, d.Address(8081), "over") // on a slow machine the flood takes longer
 	if err := host.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -416,25 +418,25 @@ func countedAll(t *testing.T, lab *scenario.Lab) {
 	}
 }
 
-// startFlood connects to the flood until it answers that it starts. What
-// forwards the port takes connections before the container does.
-func startFlood(t *testing.T, address string) {
+// says connects until somebody answers with the word. What forwards the port
+// takes connections before the container does.
+func says(t *testing.T, address, word string) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		conn, err := net.DialTimeout("tcp", address, time.Second)
 		if err != nil {
 			continue
 		}
-		answer := make([]byte, 3)
+		answer := make([]byte, len(word)+1)
 		err = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if err == nil {
 			_, err = io.ReadFull(conn, answer)
 		}
-		if e := conn.Close(); err == nil && e == nil && string(answer) == "go\n" {
+		if e := conn.Close(); err == nil && e == nil && string(answer) == word+"\n" {
 			return
 		}
 	}
-	t.Fatal("the flood does not start")
+	t.Fatalf("nobody says %q", word)
 }
 
 // withoutRepeats drops what came again after a break, with its number. Nothing

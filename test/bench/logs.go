@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,9 +56,9 @@ func logCost(ctx context.Context, dir string) (_ []figure, err error) {
 			return nil, err
 		}
 	}
-	var ours, theirs []logRun
+	var ours, theirs, bare []logRun
 	for range logTurns {
-		for side, runs := range map[string]*[]logRun{"ours": &ours, "theirs": &theirs} {
+		for side, runs := range map[string]*[]logRun{"ours": &ours, "theirs": &theirs, "bare": &bare} {
 			r, err := b.run(ctx, side)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", side, err)
@@ -73,9 +74,12 @@ func logCost(ctx context.Context, dir string) (_ []figure, err error) {
 		{"log: time a line, container to collector", func(r logRun) time.Duration { return r.wall }},
 		{"log: processor time a line", func(r logRun) time.Duration { return r.cpu }},
 	} {
-		v, p := middle(ours, f.of), middle(theirs, f.of)
-		ratio := v / p
-		out = append(out, figure{Name: f.name, Unit: "µs", Value: v, Peer: "rsyslog from the container's log file", PeerValue: p, Ratio: &ratio, most: 1})
+		v, p, b := middle(ours, f.of), middle(theirs, f.of), middle(bare, f.of)
+		ratio, limit := v/p, v/b
+		out = append(out,
+			figure{Name: f.name, Unit: "µs", Value: v, Peer: "rsyslog from the container's log file", PeerValue: p, Ratio: &ratio, most: 1},
+			// The limit, which is nobody's path: whole syslog messages that are only passed on.
+			figure{Name: f.name, Unit: "µs", Value: v, Peer: "rsyslog's bare forwarding", PeerValue: b, Ratio: &limit})
 	}
 	return out, nil
 }
@@ -115,7 +119,8 @@ func (b *logBench) run(ctx context.Context, side string) (r logRun, err error) {
 		cmd *exec.Cmd
 		to  io.WriteCloser
 	)
-	if side == "ours" {
+	switch side {
+	case "ours":
 		self, err := os.Executable()
 		if err != nil {
 			return r, err
@@ -124,18 +129,22 @@ func (b *logBench) run(ctx context.Context, side string) (r logRun, err error) {
 		if to, err = cmd.StdinPipe(); err != nil {
 			return r, err
 		}
-	} else {
+	case "theirs":
 		if to, err = os.Create(b.path("container.log")); err != nil {
 			return r, err
 		}
-		daemon, err := peers.RsyslogProgram()
+		if cmd, err = b.rsyslog(ctx, host.Port(), fmt.Sprintf(fileInput, b.path("container.log"))); err != nil {
+			return r, err
+		}
+	case "bare":
+		port, err := peers.ClosedPort()
 		if err != nil {
 			return r, err
 		}
-		if err := errors.Join(os.RemoveAll(b.path("state")), os.Mkdir(b.path("state"), 0o755), os.WriteFile(b.path("peer.conf"), fmt.Appendf(nil, peerConf, b.dir, host.Port()), 0o600)); err != nil {
+		to = &lateConn{address: net.JoinHostPort(peers.Loopback, strconv.Itoa(port))}
+		if cmd, err = b.rsyslog(ctx, host.Port(), fmt.Sprintf(tcpInput, port)); err != nil {
 			return r, err
 		}
-		cmd = exec.CommandContext(ctx, daemon, "-n", "-f", b.path("peer.conf"), "-i", b.path("peer.pid"))
 	}
 	var said bytes.Buffer
 	cmd.Stderr = &said
@@ -177,13 +186,27 @@ func (b *logBench) run(ctx context.Context, side string) (r logRun, err error) {
 	return r, err
 }
 
+// rsyslog is a second rsyslogd that forwards an input's messages.
+func (b *logBench) rsyslog(ctx context.Context, port int, input string) (*exec.Cmd, error) {
+	daemon, err := peers.RsyslogProgram()
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(os.RemoveAll(b.path("state")), os.Mkdir(b.path("state"), 0o755), os.WriteFile(b.path("peer.conf"), fmt.Appendf(nil, peerConf, b.dir, port, input), 0o600))
+	return exec.CommandContext(ctx, daemon, "-n", "-f", b.path("peer.conf"), "-i", b.path("peer.pid")), err
+}
+
 // logText is what the container writes, as each side gets it: from the
-// container itself, or as podman writes its log files (k8s-file).
+// container itself, as podman writes its log files (k8s-file), or as whole
+// messages.
 func logText(side string) []byte {
 	var b bytes.Buffer
 	for i := 1; i <= logLines; i++ {
-		if side != "ours" {
+		switch side {
+		case "theirs":
 			b.WriteString("2026-11-28T04:00:00.123456789+00:00 stdout F ")
+		case "bare":
+			b.WriteString("<14>1 2026-11-28T04:00:00.123456Z guest web - stdout - ")
 		}
 		line := fmt.Sprintf("n=%d. ", i)
 		b.WriteString(line + strings.Repeat("x", logWidth-len(line)) + "\n")
@@ -260,7 +283,41 @@ func processorTime(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
-// peerConf has the folder and the collector's port.
+// The inputs have the file, and the port.
+const (
+	fileInput = `module(load="imfile" mode="inotify")
+input(type="imfile" file="%s" tag="web" ruleset="out")`
+	tcpInput = `module(load="imptcp")
+input(type="imptcp" address="127.0.0.1" port="%d" ruleset="out")`
+)
+
+// lateConn connects at the first write, once somebody listens.
+type lateConn struct {
+	address string
+	conn    net.Conn
+}
+
+func (c *lateConn) Write(p []byte) (int, error) {
+	for end := time.Now().Add(10 * time.Second); c.conn == nil; time.Sleep(20 * time.Millisecond) {
+		conn, err := net.Dial("tcp", c.address)
+		if err != nil && time.Now().After(end) {
+			return 0, err
+		}
+		if err == nil {
+			c.conn = conn
+		}
+	}
+	return c.conn.Write(p)
+}
+
+func (c *lateConn) Close() error {
+	if c.conn == nil {
+		return nil
+	}
+	return c.conn.Close()
+}
+
+// peerConf has the folder, the collector's port, and the input.
 const peerConf = `global(
   workDirectory="%[1]s/state"
   defaultNetstreamDriver="gtls"
@@ -268,8 +325,7 @@ const peerConf = `global(
   defaultNetstreamDriverCertFile="%[1]s/cert.pem"
   defaultNetstreamDriverKeyFile="%[1]s/key.pem"
 )
-module(load="imfile" mode="inotify")
-input(type="imfile" file="%[1]s/container.log" tag="web" ruleset="out")
+%[3]s
 ruleset(name="out") {
   action(type="omfwd" target="127.0.0.1" port="%[2]d" protocol="tcp" TCP_Framing="octet-counted" template="RSYSLOG_SyslogProtocol23Format"
          StreamDriver="gtls" StreamDriverMode="1" StreamDriverAuthMode="x509/certvalid")
