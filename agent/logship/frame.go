@@ -76,10 +76,10 @@ type form struct {
 }
 
 func newForm(o Origin, host string) form {
-	f := form{facility: o.Facility, foreign: o.Foreign}
-	if f.facility < 0 || f.facility > 23 {
-		f.facility = FacilityUser
+	if o.Facility < 0 || o.Facility > 23 {
+		o.Facility = FacilityUser
 	}
+	f := form{facility: o.Facility, foreign: o.Foreign}
 	f.ids = append(appendField(f.ids, host, 255), ' ')
 	f.ids = append(appendField(f.ids, o.appName(), 48), ' ')
 	f.ids = append(appendField(f.ids, o.ProcID, 128), ' ')
