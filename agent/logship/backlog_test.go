@@ -318,7 +318,8 @@ func TestForeignFiles(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"00000000000000000001.log": flipped,
 		"00000000000000000002.log": good[:len(good)-5],
-		"00000000000000000003.log": {},
+		"00000000000000000003.log": good[:segmentHead],
+		"00000000000000000006.log": {},
 		"00000000000000000004.log": bytes.Repeat([]byte{0xff}, 3<<20),
 		"00000000000000000005.log": good,
 		"99999999999999999999.log": good,
@@ -335,8 +336,8 @@ func TestForeignFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.stop(t)
-	if n := strings.Count(strings.Join(r.lines(t), "\n"), "cannot be read"); n != 4 {
-		t.Errorf("%d of 4 bad files are told", n)
+	if n := strings.Count(strings.Join(r.lines(t), "\n"), "cannot be read"); n != 5 {
+		t.Errorf("%d of 5 bad files are told", n)
 	}
 	var names []string
 	for _, p := range segments(t, dir) {
@@ -374,6 +375,7 @@ func FuzzSegment(f *testing.F) {
 	f.Add(encodeSegment(nil))
 	f.Add(encodeSegment([]*item{{msg: []byte("abc"), cut: 1, seq: 2, at: noon}, {msg: nil, at: noon}}))
 	f.Add([]byte(segmentMagic))
+	f.Add([]byte(segmentMagic + "\x00\x00\x00\x00"))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		items, err := decodeSegment(b)

@@ -75,6 +75,9 @@ func encodeSegment(items []*item) []byte {
 
 func decodeSegment(b []byte) ([]*item, error) {
 	n, err := segmentCount(b)
+	if err == nil && len(b) < segmentHead+sha256.Size {
+		err = errSegment // a head alone
+	}
 	if err != nil {
 		return nil, err
 	}
