@@ -44,11 +44,12 @@ type Guest struct {
 	plan         *contract.Plan // of verified
 	ends         []certificate
 
-	net     *network.Net
-	ship    *logship.Shipper // nil = no logging
-	logKept bool             // messages are left to the next boot
-	kernel  *os.File         // its messages
-	volumes []*disk.Volume
+	net       *network.Net
+	ship      *logship.Shipper // nil = no logging
+	logKept   bool             // messages are left to the next boot
+	logFolder bool             // messages may wait in contract.LogStore
+	kernel    *os.File         // its messages
+	volumes   []*disk.Volume
 
 	disksEnd    chan struct{}   // closed when phase disks has ended
 	scratchDisk bool            // a disk has its serial

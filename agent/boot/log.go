@@ -141,6 +141,7 @@ func (g *Guest) keepLog(lasting bool) error {
 	if err != nil {
 		return err
 	}
+	g.logFolder = true
 	if n > 0 {
 		g.note(event.LogKept, event.Notice, "messages that an earlier boot could not send follow", slog.Int("count", n))
 	}
@@ -150,9 +151,10 @@ func (g *Guest) keepLog(lasting bool) error {
 // parkLog leaves to the next boot what the log host does not take, before the
 // place for it goes.
 func (g *Guest) parkLog(ctx context.Context) {
-	if g.ship == nil {
-		return
+	if !g.logFolder {
+		return // the other volumes need not wait for the log host
 	}
+	g.logFolder = false
 	limited, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
 	// What is left shows in the count.
