@@ -54,6 +54,9 @@ type TLSIdentity struct {
 	Path string // "/env/x-hpcr/tls/identities/#1"
 	Cert []byte
 	Key  *secret.Secret
+	// Renewable: clients of the management listener may replace the
+	// certificate by another one of the same key.
+	Renewable bool
 }
 
 // Management is env.x-hpcr.management: health over mutual TLS.
@@ -183,7 +186,7 @@ func (r *run) envTLS(tls, management at) {
 				}
 			}
 		}
-		r.identities()
+		r.identities(management)
 		r.ends.cas = map[string][]byte{}
 		for i, k := range r.ends.authorities.keys() {
 			r.ends.cas[k.text] = r.certs(r.ends.authorities.entry(i), schema, "of this authority")
@@ -195,19 +198,22 @@ func (r *run) envTLS(tls, management at) {
 	}
 }
 
-func (r *run) identities() {
+func (r *run) identities(management at) {
 	for i, k := range r.ends.identities.keys() {
 		e := r.ends.identities.entry(i)
 		if !r.mapping(e) {
 			continue
 		}
-		r.closed(e, "cert", "key")
-		id := TLSIdentity{Name: k.text, Path: e.host}
+		r.closed(e, "cert", "key", "renewable")
+		id := TLSIdentity{Name: k.text, Path: e.host, Renewable: r.boolean(e.get("renewable"))}
 		if c, ok := r.required(e, "cert"); ok {
 			id.Cert = r.certs(c, schema, "of this identity, with its chain")
 		}
 		if key, ok := r.required(e, "key"); ok {
 			id.Key = r.privateKey(key, id.Cert, "the identity's", tlsCodes)
+		}
+		if id.Renewable && !management.present() {
+			r.fail(schema, e.get("renewable"), "without a management listener nobody can renew it", "add management to env.x-hpcr, or remove this")
 		}
 		r.plan.TLS.Identities = append(r.plan.TLS.Identities, id)
 	}
@@ -382,7 +388,7 @@ func (r *run) egressName(e endpointPart) {
 func (t *TLS) check() error {
 	ids := map[string]bool{"": true}
 	for _, id := range t.Identities {
-		if !endpointName.MatchString(id.Name) || ids[id.Name] || len(id.Cert) == 0 || id.Key.Len() == 0 || !identityPlace.MatchString(id.Path) {
+		if !endpointName.MatchString(id.Name) || ids[id.Name] || len(id.Cert) == 0 || id.Key.Len() == 0 || !identityPlace.MatchString(id.Path) || id.Renewable && t.Management == nil {
 			return errTLS
 		}
 		ids[id.Name] = true

@@ -25,7 +25,7 @@ images:`
   management: {listen: 9443, clientAuthority: staff}
   tls:
     identities:
-      shop: {cert: {CRT}, key: {KEY}}
+      shop: {cert: {CRT}, key: {KEY}, renewable: true}
       spare: {cert: {CRT}, key: {KEY}}
     authorities: {staff: {CA}, corp: {CA}, other: {CA}}
 cacerts:`
@@ -68,7 +68,7 @@ func TestEndpoints(t *testing.T) {
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(TLS{}, "Identities")); diff != "" {
 			t.Error(diff)
 		}
-		if len(got.Identities) != 1 || got.Identities[0].Name != "shop" || got.Identities[0].Path != "/env/x-hpcr/tls/identities/#1" ||
+		if len(got.Identities) != 1 || got.Identities[0].Name != "shop" || got.Identities[0].Path != "/env/x-hpcr/tls/identities/#1" || !got.Identities[0].Renewable ||
 			!bytes.HasPrefix(got.Identities[0].Key.Bytes(), []byte("-----BEGIN PRIVATE KEY-----")) {
 			t.Errorf("identities %+v", got.Identities)
 		}

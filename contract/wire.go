@@ -87,6 +87,8 @@ type wireIdentity struct {
 	Path string `json:"path"`
 	Cert []byte `json:"cert"`
 	Key  []byte `json:"key"`
+
+	Renewable bool `json:"renewable,omitempty"`
 }
 
 type wireVolume struct {
@@ -143,7 +145,7 @@ func (v *Verified) Encode(w io.Writer) error {
 	}
 	out.TLS = wireTLS{p.TLS.Ingress, p.TLS.Egress, nil, p.TLS.Management}
 	for _, id := range p.TLS.Identities {
-		out.TLS.Identities = append(out.TLS.Identities, wireIdentity{id.Name, id.Path, id.Cert, id.Key.Bytes()})
+		out.TLS.Identities = append(out.TLS.Identities, wireIdentity{id.Name, id.Path, id.Cert, id.Key.Bytes(), id.Renewable})
 	}
 	for _, x := range p.Volumes {
 		wv := wireVolume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate,
@@ -231,7 +233,7 @@ func (in *wirePlan) plan() *Plan {
 	}
 	p.TLS = TLS{Ingress: in.TLS.Ingress, Egress: in.TLS.Egress, Management: in.TLS.Management}
 	for _, id := range in.TLS.Identities {
-		p.TLS.Identities = append(p.TLS.Identities, TLSIdentity{id.Name, id.Path, id.Cert, secret.New(id.Key)})
+		p.TLS.Identities = append(p.TLS.Identities, TLSIdentity{id.Name, id.Path, id.Cert, secret.New(id.Key), id.Renewable})
 	}
 	for _, x := range in.Volumes {
 		v := Volume{Name: x.Name, Path: x.Path, Mount: x.Mount, Filesystem: x.Filesystem, MayCreate: x.MayCreate,

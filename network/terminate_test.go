@@ -311,7 +311,7 @@ func TestEgress(t *testing.T) {
 	serve("3", other, "db")
 	id := p.identity("guest")
 	for i, name := range []string{"good", "misnamed", "foreign", "anonymous"} {
-		who := &id
+		who := Certificate(func() (*tls.Certificate, error) { return &id, nil })
 		if name == "anonymous" {
 			who = nil
 		}

@@ -63,12 +63,12 @@ func ClientConfig(caPEM, certPEM []byte, key *secret.Secret, serverName string, 
 	if err != nil {
 		return nil, err
 	}
-	return ClientConfigAs(caPEM, &id, serverName, now)
+	return ClientConfigAs(caPEM, func() (*tls.Certificate, error) { return &id, nil }, serverName, now)
 }
 
-// ClientConfigAs is ClientConfig with an identity that was read before; nil =
-// none.
-func ClientConfigAs(caPEM []byte, id *tls.Certificate, serverName string, now func() time.Time) (*tls.Config, error) {
+// ClientConfigAs is ClientConfig with an identity that was read before, asked
+// for at each handshake; nil = none.
+func ClientConfigAs(caPEM []byte, id Certificate, serverName string, now func() time.Time) (*tls.Config, error) {
 	roots, err := ParseCertificates(caPEM)
 	if err != nil {
 		return nil, fmt.Errorf("server authority: %w", err)
@@ -83,7 +83,7 @@ func ClientConfigAs(caPEM []byte, id *tls.Certificate, serverName string, now fu
 	}
 	// Shown whatever authorities the server lists: a refusal then says why,
 	// and a list without our intermediate authority does no harm.
-	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return id, nil }
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return id() }
 	return c, nil
 }
 
@@ -111,7 +111,7 @@ func RegistryConfig(rootsFile string, extra [][]byte, now func() time.Time) (*tl
 	return c, nil
 }
 
-// Certificate gives a listener's certificate at each handshake.
+// Certificate gives an end's certificate at each handshake.
 type Certificate func() (*tls.Certificate, error)
 
 // ServerConfig is for the guest's own listeners: TLS 1.3 only, no session

@@ -24,7 +24,7 @@ var tlsScenarios = []scenario.Scenario{{
 	Attacker: "a host that calls the ports without a certificate, with one of its own authority, and in plain text",
 	Claim: "curl reaches the page with a certificate of the authority only; the key of the guest's own identity is the one that its signed record names; " +
 		"what a container sends in plain text to a name of its project, a server on the host gets as mutual TLS with the guest's certificate; " +
-		"the management listener answers health and metrics to its authority's clients alone; the page's own port is closed.",
+		"the management listener answers health and metrics to its authority's clients alone, who renew a certificate of the same key; the page's own port is closed.",
 	Tier:  scenario.Core,
 	Archs: []string{scenario.AMD64},
 	Cost:  35 * time.Second,
@@ -108,7 +108,7 @@ networks: {inner: {internal: true}}
 	c.Env.XHPCR = m{
 		"management": m{"listen": 9443, "clientAuthority": "canaryca"},
 		"tls": m{
-			"identities":  m{"canaryid": m{"cert": string(id.Cert), "key": string(id.Key)}, "canaryguest": m{"cert": string(guest.Cert), "key": string(guest.Key)}},
+			"identities":  m{"canaryid": m{"cert": string(id.Cert), "key": string(id.Key), "renewable": true}, "canaryguest": m{"cert": string(guest.Cert), "key": string(guest.Key)}},
 			"authorities": m{"canaryca": string(ca.PEM)},
 		},
 	}
@@ -196,6 +196,19 @@ networks: {inner: {internal: true}}
 					t.Errorf("the metrics have no %q: %v\n%s", want, err, out)
 				}
 			}
+
+			// A new certificate of the same key, by a foreign tool; of another key it is none.
+			renewed := filepath.Join(lab.Dir, "renewed.crt")
+			for _, r := range []struct{ key, name, says string }{{"wrong.key", "canaryid", "does not belong"}, {"site.key", "canaryguest", "no identity"}, {"site.key", "canaryid", "replaced"}} {
+				lab.Command(t, "openssl", "req", "-x509", "-new", "-key", filepath.Join(lab.Dir, r.key), "-subj", "/CN=renewed", "-days", "60", "-addext", "subjectAltName=DNS:"+site+",IP:"+peers.Loopback, "-out", renewed)
+				if out, err := curl("https://guest/v1/identities/"+r.name, 9443, append(manage, "-T", renewed)...); err != nil || !strings.Contains(out, r.says) {
+					t.Errorf("the management listener says of a certificate with %s for %s: %v: %s", r.key, r.name, err, out)
+				}
+			}
+			if out, err := curl("https://"+site+"/", 8443, append(as(clientCrt, clientKey), "--cacert", renewed)...); err != nil || !strings.Contains(out, "greeting: over TLS") {
+				t.Errorf("the new certificate is not served: %v: %s", err, out)
+			}
+			logged(t, lab, "certificate replaced")
 		},
 	}).Ready(t)
 }

@@ -14,27 +14,32 @@ import (
 // certificate is one whose end a running guest speaks of, to its owner only.
 type certificate struct {
 	name     string // of the file or field, ours
-	schedule contract.Schedule
+	schedule func() contract.Schedule // of the certificate that there is now
 	valid    hpl.Code // "" = nothing to say while the end is far
 	ending   hpl.Code
 	ended    hpl.Code
 	plain    bool // an identity of the contract's: HPCR has no codes for it
 }
 
+// always is the schedule of a certificate that nothing replaces.
+func always(s contract.Schedule) func() contract.Schedule {
+	return func() contract.Schedule { return s }
+}
+
 // notice is what there is to say at a time; ok is false for nothing.
 func (c certificate) notice(now time.Time) (e event.Event, ok bool) {
-	code, severity, end := c.valid, event.Info, "ends"
+	code, severity, end, schedule := c.valid, event.Info, "ends", c.schedule()
 	switch {
-	case now.After(c.schedule.End):
+	case now.After(schedule.End):
 		code, severity, end = c.ended, event.Warning, "has ended"
-	case c.schedule.Near(now):
+	case schedule.Near(now):
 		code, severity = c.ending, event.Warning
 	}
 	if c.plain {
 		return event.Event{Time: now, ID: event.CertificateExpiry, Severity: severity,
-			Text: fmt.Sprintf("the %s certificate %s on %s", c.name, end, attest.ValidUntil(c.schedule.End))}, severity == event.Warning
+			Text: fmt.Sprintf("the %s certificate %s on %s", c.name, end, attest.ValidUntil(schedule.End))}, severity == event.Warning
 	}
-	text := hpl.Message(code, "", fmt.Sprintf("the %s certificate %s on %s", c.name, end, attest.ValidUntil(c.schedule.End)))
+	text := hpl.Message(code, "", fmt.Sprintf("the %s certificate %s on %s", c.name, end, attest.ValidUntil(schedule.End)))
 	return event.Event{Time: now, ID: event.CertificateExpiry, Severity: severity, Text: text}, code != ""
 }
 
@@ -46,7 +51,7 @@ func (c certificate) watch(ctx context.Context, clock func() time.Time, say even
 		if e, ok := c.notice(now); ok {
 			say(e)
 		}
-		next := c.schedule.Next(now)
+		next := c.schedule().Next(now)
 		for now = clock(); now.Before(next); now = clock() {
 			select {
 			case <-ctx.Done():

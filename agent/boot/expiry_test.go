@@ -24,8 +24,8 @@ func TestCertificateWatch(t *testing.T) {
 		)
 		ctx, cancel := context.WithCancel(t.Context())
 		for _, c := range []certificate{
-			{name: "signing", schedule: contract.SignerSchedule(end), valid: "HPL12005I", ending: "HPL12006W", ended: "HPL12007W"},
-			{name: "encryption", schedule: contract.ImageSchedule(end), ending: "HPL12011W", ended: "HPL12011W"},
+			{name: "signing", schedule: always(contract.SignerSchedule(end)), valid: "HPL12005I", ending: "HPL12006W", ended: "HPL12007W"},
+			{name: "encryption", schedule: always(contract.ImageSchedule(end)), ending: "HPL12011W", ended: "HPL12011W"},
 		} {
 			go c.watch(ctx, time.Now, func(e event.Event) {
 				mu.Lock()

@@ -98,13 +98,13 @@ func (g *Guest) certificates() ([]byte, error) {
 			return nil, err
 		}
 		end := crt.NotAfter
-		g.ends = append(g.ends, certificate{name: c.key, schedule: contract.ImageSchedule(end), ending: c.code, ended: c.code})
+		g.ends = append(g.ends, certificate{name: c.key, schedule: always(contract.ImageSchedule(end)), ending: c.code, ended: c.code})
 		ends[c.key] = end.UTC().Format(time.RFC3339)
 		g.record.Add(attest.Fact{Name: c.label, Text: attest.ValidUntil(end)})
 	}
 	// Here, not when they are watched: the management listener reads the list.
 	if end := g.plan.SignerNotAfter; !end.IsZero() {
-		g.ends = append(g.ends, certificate{name: "signing", schedule: contract.SignerSchedule(end), valid: "HPL12005I", ending: "HPL12006W", ended: "HPL12007W"})
+		g.ends = append(g.ends, certificate{name: "signing", schedule: always(contract.SignerSchedule(end)), valid: "HPL12005I", ending: "HPL12006W", ended: "HPL12007W"})
 	}
 	return json.Marshal(ends)
 }

@@ -14,6 +14,7 @@ import (
 
 	"hpcr/agent/attest"
 	"hpcr/agent/event"
+	"hpcr/agent/health"
 	"hpcr/agent/hpl"
 	"hpcr/contract"
 	"hpcr/network"
@@ -22,24 +23,27 @@ import (
 // endpoints are the identities of the TLS endpoints, by the contract's names.
 type endpoints struct {
 	own *network.OwnIdentity // nil = nobody needs one
-	ids map[string]tls.Certificate
+	ids map[string]*network.LiveIdentity
+
+	renewable map[string]bool // of ids: what clients of the management listener may replace
 }
 
 // recordEndpoints puts into the record which endpoints of TLS there are, and
 // by which keys one knows that it is this guest that answers.
 func (g *Guest) recordEndpoints() error {
 	t := g.plan.TLS
-	g.tls.ids = map[string]tls.Certificate{}
+	g.tls.ids, g.tls.renewable = map[string]*network.LiveIdentity{}, map[string]bool{}
 	for _, id := range t.Identities {
 		c, err := network.Identity(id.Cert, id.Key)
 		id.Key.Wipe() // TLS keeps the key as numbers
 		if err != nil {
 			return hpl.Wrap(err, "HPL05001E", id.Path, "give a certificate and the key that belongs to it")
 		}
-		g.tls.ids[id.Name] = c
+		live := network.NewLiveIdentity(c, g.now)
+		g.tls.ids[id.Name], g.tls.renewable[id.Name] = live, id.Renewable
 		sum := sha256.Sum256(c.Leaf.RawSubjectPublicKeyInfo)
 		g.record.Add(attest.Fact{Name: "tls:identity/" + id.Name, SHA256: hex.EncodeToString(sum[:])})
-		g.ends = append(g.ends, certificate{name: id.Name + " TLS", schedule: contract.SignerSchedule(c.Leaf.NotAfter), plain: true})
+		g.ends = append(g.ends, certificate{name: id.Name + " TLS", schedule: func() contract.Schedule { return contract.SignerSchedule(live.NotAfter()) }, plain: true})
 	}
 	var own []string // names that the guest's own certificate is for
 	need := false
@@ -88,8 +92,7 @@ func (g *Guest) certificateOf(identity string) network.Certificate {
 	if identity == "" {
 		return g.tls.own.Certificate
 	}
-	c := g.tls.ids[identity]
-	return func() (*tls.Certificate, error) { return &c, nil }
+	return g.tls.ids[identity].Certificate
 }
 
 // openEndpoints starts the TLS endpoints of the containers. Their ports open
@@ -117,12 +120,24 @@ func (g *Guest) openEndpoints() error {
 	return nil
 }
 
-func (e *endpoints) client(identity string) *tls.Certificate {
+func (e *endpoints) client(identity string) network.Certificate {
 	if identity == "" {
 		return nil
 	}
-	c := e.ids[identity]
-	return &c
+	return e.ids[identity].Certificate
+}
+
+// renew replaces the certificate of an identity whose contract allows it.
+func (g *Guest) renew(name string, certPEM []byte) error {
+	if !g.tls.renewable[name] {
+		return health.ErrNoIdentity
+	}
+	live := g.tls.ids[name]
+	if err := live.Replace(certPEM); err != nil {
+		return err
+	}
+	g.note(event.CertificateReplaced, event.Notice, "certificate replaced", slog.String("identity", name), slog.String("until", attest.ValidUntil(live.NotAfter())))
+	return nil
 }
 
 // serveManagement answers health over mutual TLS, once the guest is known by
@@ -144,7 +159,7 @@ func (g *Guest) serveManagement() error {
 		return hpl.Wrap(err, "HPL11000E", "/env/x-hpcr/management/listen", "the listener could not be opened: take another port")
 	}
 	go func() {
-		if err := g.Health.ServeManagement(context.Background(), tls.NewListener(l, c), g.metrics); err != nil {
+		if err := g.Health.ServeManagement(context.Background(), tls.NewListener(l, c), health.Management{Metrics: g.metrics, Renew: g.renew}); err != nil {
 			g.log.Warn("the management listener ended", "error", err)
 		}
 	}()
@@ -164,7 +179,7 @@ func (g *Guest) metrics() []byte {
 	fmt.Fprintf(&b, "hpcr_uptime_seconds %d\n", r.UptimeSeconds)
 	family("hpcr_certificate_not_after_seconds", "gauge", "End of a certificate, Unix time.")
 	for _, c := range g.ends {
-		fmt.Fprintf(&b, "hpcr_certificate_not_after_seconds{certificate=%q} %d\n", c.name, c.schedule.End.Unix())
+		fmt.Fprintf(&b, "hpcr_certificate_not_after_seconds{certificate=%q} %d\n", c.name, c.schedule().End.Unix())
 	}
 	stats := g.net.Endpoints()
 	family("hpcr_tls_connections", "gauge", "Open connections of an endpoint.")

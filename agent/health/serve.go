@@ -47,19 +47,6 @@ func (s *State) ServeTCP(ctx context.Context, addr string) error {
 // Serve takes l over and closes it when ctx ends; that is no error.
 func (s *State) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, s.answer) }
 
-// ServeManagement is Serve with /metrics beside the rest. The listener must
-// have proved who its clients are.
-func (s *State) ServeManagement(ctx context.Context, l net.Listener, metrics func() []byte) error {
-	return s.serve(ctx, l, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/metrics" || r.Method != http.MethodGet || r.ContentLength != 0 || !s.admit(time.Now()) {
-			s.answer(w, r)
-			return
-		}
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		w.Header().Set("Cache-Control", "no-store")
-		_, _ = w.Write(metrics()) // a client that has gone needs no answer
-	})
-}
 
 func (s *State) serve(ctx context.Context, l net.Listener, answer http.HandlerFunc) error {
 	protocols := new(http.Protocols)
