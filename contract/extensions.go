@@ -5,9 +5,8 @@ import (
 	"slices"
 )
 
-// The keys of our own, all under x-hpcr. What this version does not act on is
-// refused by name, and what is no key at all as well: a misspelled condition
-// must not pass for one that holds.
+// The keys of our own, all under x-hpcr. What is no key is refused by name: a
+// misspelled condition must not pass for one that holds.
 
 var extensionKeys = map[string][]string{
 	"workload": {"require", "tls", "images", "volumes"},
@@ -30,14 +29,12 @@ func (r *run) extensions(x at, section string) {
 			r.imageExtensions(x.get(key))
 		case section == "workload" && key == "tls":
 			r.workloadTLS(x.get(key))
-		case section == "env" && (key == "tls" || key == "management"): // envTLS reads both
+		case section == "env" && (key == "tls" || key == "management" || key == "dns"): // envTLS reads them
 		case section == "env" && key == "logging": // logRouter reads it
 		case section == "env" && key == "network":
 			r.ownNetwork(x.get(key))
 		case section == "env" && key == "time":
 			r.ownTime(x.get(key))
-		default:
-			r.unsupported(schema, x.get(key), "x-hpcr."+key)
 		}
 	}
 }

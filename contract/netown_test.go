@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -83,6 +84,53 @@ func TestOwnTime(t *testing.T) {
 	}
 	for _, bad := range []Time{{NTP: make([]string, maxTimeServers+1)}, {NTP: []string{"a b"}}} {
 		if bad.check() == nil {
+			t.Errorf("%v: accepted", bad)
+		}
+	}
+}
+
+// Resolvers reach the agent with the certificates of their authorities, and it
+// checks them again.
+func TestOwnDNS(t *testing.T) {
+	s := baseSections(t)
+	s["env"] = strings.Replace(s["env"], "cacerts:", "x-hpcr: {tls: {authorities: {corp: "+encoded(t, "ca.crt")+`}}, dns: {servers: [
+  {address: 192.0.2.53, serverName: dns.example.com, authority: corp}, {address: "2001:db8::53", port: 8853, serverName: "2001:db8::53"}]}}
+cacerts:`, 1)
+	v, err := runSections(t, s, false).verdict()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := v.Plan().Warnings; len(w) != 0 {
+		t.Errorf("warnings %+v", w)
+	}
+	var wire bytes.Buffer
+	if err := v.Encode(&wire); err != nil {
+		t.Fatal(err)
+	}
+	w, err := Decode(wire.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Wipe()
+	certs, err := certificates(pemBlocks(readFile(t, vectors, "keys", "ca.crt")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []DNSServer{
+		{Address: netip.MustParseAddrPort("192.0.2.53:853"), ServerName: "dns.example.com", CA: certificatesPEM(certs)},
+		{Address: netip.MustParseAddrPort("[2001:db8::53]:8853"), ServerName: "2001:db8::53"},
+	}
+	if diff := cmp.Diff(want, w.Plan().DNS, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range [][]DNSServer{
+		make([]DNSServer, 1),
+		slices.Repeat(want[:1], maxDNSServers+1),
+		{{Address: netip.MustParseAddrPort("127.0.0.1:853"), ServerName: "a.example"}},
+		{{Address: netip.MustParseAddrPort("192.0.2.53:0"), ServerName: "a.example"}},
+		{{Address: netip.MustParseAddrPort("192.0.2.53:853"), ServerName: "a b"}},
+	} {
+		if checkDNS(bad) == nil {
 			t.Errorf("%v: accepted", bad)
 		}
 	}

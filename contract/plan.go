@@ -18,7 +18,8 @@ type Plan struct {
 	TokensIgnored   int    // look like tokens, do not open, are not needed
 	Network         *Network
 	Time            Time
-	Syslog          *Syslog // nil, and the other two as well = no logging configured, and the policy allowed it
+	DNS             []DNSServer // asked by TLS, in this order; none = the network's, in plain text
+	Syslog          *Syslog     // nil, and the other two as well = no logging configured, and the policy allowed it
 	LogRouter       *LogRouter
 	LogDNA          *LogDNA
 	Volumes         []Volume // document order of workload.volumes

@@ -89,7 +89,7 @@ func (r *run) envRules() {
 	r.unsupported(schema, e.get("crypto-pt"), "crypto-pt")
 	r.unsupported(schema, e.get("host-attestation"), "host-attestation")
 	r.extensions(e.get("x-hpcr"), "env")
-	r.envTLS(e.get("x-hpcr").get("tls"), e.get("x-hpcr").get("management"))
+	r.envTLS(e.get("x-hpcr").get("tls"), e.get("x-hpcr").get("management"), e.get("x-hpcr").get("dns"))
 	r.logging(e)
 	r.auths(e.get("auths"))
 	r.environment(e.get("env"))

@@ -81,7 +81,7 @@ var (
 type tlsParts struct {
 	ingress, egress         []endpointPart
 	identities, authorities at // of env
-	management              at
+	management, dns         at
 	cas                     map[string][]byte // by name, PEM
 	envSeen                 bool
 }
@@ -166,9 +166,10 @@ func (r *run) target(a at, s string) (name string, port int) {
 	return name, port
 }
 
-// envTLS reads env.x-hpcr.tls and .management, as far as they stand alone.
-func (r *run) envTLS(tls, management at) {
-	r.ends.envSeen = true
+// envTLS reads env.x-hpcr.tls, .management and .dns, as far as they stand
+// alone.
+func (r *run) envTLS(tls, management, dns at) {
+	r.ends.envSeen, r.ends.dns = true, dns
 	if tls.present() && r.mapping(tls) {
 		r.closed(tls, "identities", "authorities")
 		r.ends.identities, r.ends.authorities = tls.get("identities"), tls.get("authorities")
@@ -251,10 +252,11 @@ func (r *run) tls() {
 		r.plan.TLS.Egress = append(r.plan.TLS.Egress, out)
 	}
 	r.managementRules(used)
+	r.dns(used)
 	for _, m := range []at{r.ends.identities, r.ends.authorities} {
 		for i, k := range m.keys() {
 			if !used[m.entry(i).path] && endpointName.MatchString(k.text) && r.workload.body.present() {
-				r.warn("", m.key(i), "nothing uses it", "name it in an endpoint of workload.x-hpcr.tls, or remove it")
+				r.warn("", m.key(i), "nothing uses it", "name it in an endpoint of workload.x-hpcr.tls or in env.x-hpcr, or remove it")
 			}
 		}
 	}

@@ -29,6 +29,7 @@ type wirePlan struct {
 	TokensIgnored   int              `json:"tokensIgnored"`
 	Network         *Network         `json:"network"`
 	Time            Time             `json:"time"`
+	DNS             []DNSServer      `json:"dns,omitempty"`
 	Syslog          *wireSyslog      `json:"syslog"`
 	LogRouter       *wireLogRouter   `json:"logRouter"`
 	LogDNA          *wireLogDNA      `json:"logDNA"`
@@ -124,7 +125,7 @@ func (v *Verified) Encode(w io.Writer) error {
 	p := v.plan
 	out := wirePlan{
 		Hostname: p.Hostname, TokensDecrypted: p.TokensDecrypted, TokensIgnored: p.TokensIgnored,
-		Network: p.Network, Time: p.Time, CACerts: p.CACerts, Trust: p.Trust, Lookaside: p.Lookaside, Compose: p.Compose.Needed(), Digests: p.Digests,
+		Network: p.Network, Time: p.Time, DNS: p.DNS, CACerts: p.CACerts, Trust: p.Trust, Lookaside: p.Lookaside, Compose: p.Compose.Needed(), Digests: p.Digests,
 		AttestationPublicKey: p.AttestationPublicKey,
 		MetaData:             p.MetaData, VendorData: p.VendorData,
 		Signed: p.Signed, SignerNotBefore: p.SignerNotBefore.UTC(), SignerNotAfter: p.SignerNotAfter.UTC(), Warnings: p.Warnings,
@@ -217,7 +218,7 @@ func Decode(wire []byte) (*Verified, error) {
 func (in *wirePlan) plan() *Plan {
 	p := &Plan{
 		Hostname: in.Hostname, TokensDecrypted: in.TokensDecrypted, TokensIgnored: in.TokensIgnored,
-		Network: in.Network, Time: in.Time, CACerts: in.CACerts, Trust: in.Trust, Lookaside: in.Lookaside, Compose: in.Compose, Digests: in.Digests,
+		Network: in.Network, Time: in.Time, DNS: in.DNS, CACerts: in.CACerts, Trust: in.Trust, Lookaside: in.Lookaside, Compose: in.Compose, Digests: in.Digests,
 		AttestationPublicKey: in.AttestationPublicKey,
 		MetaData:             in.MetaData, VendorData: in.VendorData,
 		Signed: in.Signed, SignerNotBefore: in.SignerNotBefore, SignerNotAfter: in.SignerNotAfter, Warnings: in.Warnings,
@@ -289,7 +290,7 @@ func (p *Plan) check() error {
 			return errors.New("signature store")
 		}
 	}
-	if err := errors.Join(p.Network.check(), p.Time.check()); err != nil {
+	if err := errors.Join(p.Network.check(), p.Time.check(), checkDNS(p.DNS)); err != nil {
 		return err
 	}
 	if s := p.Syslog; s != nil && (!validHost(s.Host) || s.Port < 1 || s.Port > 65535) {

@@ -243,7 +243,7 @@ func FuzzLease(f *testing.F) {
 		if s.mtu != 0 && (s.mtu < minMTU || s.mtu > maxMTU) {
 			t.Errorf("MTU %d", s.mtu)
 		}
-		for line := range strings.Lines(string(resolvConf(s.nameservers, s.search))) {
+		for line := range strings.Lines(string(resolvConf(s.nameservers, s.search, "timeout:2"))) {
 			word, _, _ := strings.Cut(line, " ")
 			if word != "nameserver" && word != "search" && word != "options" {
 				t.Errorf("resolv.conf line %q", line)

@@ -72,7 +72,8 @@ type Net struct {
 	relays   *relays
 	ingress  []Ingress
 	egress   []Egress
-	resolv   string // path of the resolv.conf that we keep, "" = none
+	secure   *secureDNS // nil = questions go out in plain text
+	resolv   string     // path of the resolv.conf that we keep, "" = none
 	notify   func(Change)
 	running  bool // changes are told
 }
@@ -273,7 +274,11 @@ func (n *Net) writeResolv() error {
 		return nil
 	}
 	temp := filepath.Join(filepath.Dir(n.resolv), ".resolv.conf.new")
-	if err := os.WriteFile(temp, resolvConf(n.nameservers(), n.search()), 0o644); err != nil {
+	servers, options := n.nameservers(), "timeout:2 attempts:2"
+	if n.secure != nil { // all of whose servers are tried within one question
+		servers, options = []netip.Addr{netip.MustParseAddrPort(stubAddress).Addr()}, "timeout:10 attempts:1"
+	}
+	if err := os.WriteFile(temp, resolvConf(servers, n.search(), options), 0o644); err != nil {
 		return fmt.Errorf("write resolv.conf: %w", err)
 	}
 	if err := os.Rename(temp, n.resolv); err != nil {
@@ -282,7 +287,7 @@ func (n *Net) writeResolv() error {
 	return nil
 }
 
-func resolvConf(servers []netip.Addr, search []string) []byte {
+func resolvConf(servers []netip.Addr, search []string, options string) []byte {
 	var b strings.Builder
 	for _, s := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
@@ -290,7 +295,7 @@ func resolvConf(servers []netip.Addr, search []string) []byte {
 	if len(search) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
 	}
-	b.WriteString("options timeout:2 attempts:2\n")
+	fmt.Fprintf(&b, "options %s\n", options)
 	return []byte(b.String())
 }
 
@@ -339,12 +344,15 @@ func (n *Net) Close() error {
 		return nil
 	}
 	n.closed = true
-	projects := slices.Clone(n.projects)
+	projects, secure := slices.Clone(n.projects), n.secure
 	n.mu.Unlock()
 
 	errs := []error{n.relays.close()}
 	for _, p := range projects {
 		errs = append(errs, p.Close())
+	}
+	if secure != nil {
+		errs = append(errs, secure.close())
 	}
 	n.cancel()
 	n.wg.Wait()

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 )
@@ -38,8 +37,7 @@ type Project struct {
 	bridge    string
 	subnet    netip.Prefix
 	gateway   netip.Addr
-	servers   []*dns.Server
-	serving   sync.WaitGroup
+	stub      stub           // the containers' resolver
 	listeners []net.Listener // of the egress endpoints; the relays close them too
 
 	mu        sync.Mutex
@@ -400,7 +398,7 @@ func (p *Project) Close() error {
 		errs = append(errs, p.net.relays.drop(l))
 	}
 	// Before the lock: an answer under way may wait for it.
-	errs = append(errs, p.stopDNS())
+	errs = append(errs, p.stub.close())
 	n := p.net
 	n.mu.Lock()
 	defer n.mu.Unlock()

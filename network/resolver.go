@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -101,33 +102,33 @@ func (t *nameTable) reverse(asking, addr netip.Addr) string {
 	return name
 }
 
-// serveDNS listens on the bridge's address; the firewall admits only the
-// bridge's own containers.
-func (p *Project) serveDNS() error {
-	at := netip.AddrPortFrom(p.gateway, portDNS)
+// stub is a resolver of the guest's own at one address.
+type stub struct {
+	servers []*dns.Server
+	serving sync.WaitGroup
+}
+
+func (s *stub) serve(at netip.AddrPort, log *slog.Logger, handler dns.HandlerFunc) error {
 	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 	if err != nil {
-		return fmt.Errorf("open the containers' resolver: %w", err)
+		return fmt.Errorf("open a resolver: %w", err)
 	}
 	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
 	if err != nil {
-		return fmt.Errorf("open the containers' resolver: %w (%w)", err, pc.Close())
+		return fmt.Errorf("open a resolver: %w (%w)", err, pc.Close())
 	}
-	if p.net.names.slots == nil { // Net.mu is held
-		p.net.names.slots = make(chan struct{}, forwardSlots)
-	}
-	for _, s := range []*dns.Server{
+	for _, d := range []*dns.Server{
 		{PacketConn: pc},
 		{Listener: netutil.LimitListener(l, maxConnections), MaxTCPQueries: 16, IdleTimeout: func() time.Duration { return 2 * time.Second }},
 	} {
 		started := make(chan struct{})
-		s.NotifyStartedFunc = func() { close(started) }
-		s.Handler = dns.HandlerFunc(p.serve)
-		s.ReadTimeout, s.WriteTimeout = 2*time.Second, 2*time.Second
-		p.servers = append(p.servers, s)
-		p.serving.Go(func() {
-			if err := s.ActivateAndServe(); err != nil {
-				p.net.log.Error("containers' resolver ended", "error", err)
+		d.NotifyStartedFunc = func() { close(started) }
+		d.Handler = handler
+		d.ReadTimeout, d.WriteTimeout = 2*time.Second, 2*time.Second
+		s.servers = append(s.servers, d)
+		s.serving.Go(func() {
+			if err := d.ActivateAndServe(); err != nil {
+				log.Error("a resolver ended", "at", at, "error", err)
 			}
 		})
 		<-started
@@ -135,8 +136,32 @@ func (p *Project) serveDNS() error {
 	return nil
 }
 
-func (p *Project) serve(w dns.ResponseWriter, q *dns.Msg) {
-	answer := p.answer(w, q)
+// close waits for answers under way; call it without Net.mu.
+func (s *stub) close() error {
+	var errs []error
+	for _, d := range s.servers {
+		errs = append(errs, d.Shutdown())
+	}
+	s.serving.Wait()
+	s.servers = nil
+	return errors.Join(errs...)
+}
+
+// serveDNS listens on the bridge's address; the firewall admits only the
+// bridge's own containers.
+func (p *Project) serveDNS() error {
+	p.net.makeSlots()
+	return p.stub.serve(netip.AddrPortFrom(p.gateway, portDNS), p.net.log, func(w dns.ResponseWriter, q *dns.Msg) { p.net.send(w, q, p.answer(w, q)) })
+}
+
+// makeSlots: Net.mu is held.
+func (n *Net) makeSlots() {
+	if n.names.slots == nil {
+		n.names.slots = make(chan struct{}, forwardSlots)
+	}
+}
+
+func (n *Net) send(w dns.ResponseWriter, q, answer *dns.Msg) {
 	_, tcp := w.RemoteAddr().(*net.TCPAddr)
 	if !tcp {
 		size := dns.MinMsgSize
@@ -146,19 +171,24 @@ func (p *Project) serve(w dns.ResponseWriter, q *dns.Msg) {
 		answer.Truncate(size)
 	}
 	if err := w.WriteMsg(answer); err != nil {
-		p.net.log.Debug("resolver answer not sent", "error", err)
+		n.log.Debug("resolver answer not sent", "error", err)
 	}
 }
 
+// plainQuestion: one of the Internet's names, as everybody asks.
+func plainQuestion(q *dns.Msg) bool {
+	return q.Opcode == dns.OpcodeQuery && len(q.Question) == 1 && q.Question[0].Qclass == dns.ClassINET
+}
+
 func (p *Project) answer(w dns.ResponseWriter, q *dns.Msg) *dns.Msg {
-	if q.Opcode != dns.OpcodeQuery || len(q.Question) != 1 || q.Question[0].Qclass != dns.ClassINET {
+	if !plainQuestion(q) {
 		return new(dns.Msg).SetRcode(q, dns.RcodeNotImplemented)
 	}
 	peer := netip.MustParseAddrPort(w.RemoteAddr().String()).Addr().Unmap()
 	if local := p.local(peer, q); local != nil {
 		return local
 	}
-	return p.forward(w, q)
+	return p.net.forward(w, q)
 }
 
 // local answers for the project's own names, and denies every other name of
@@ -211,49 +241,54 @@ func fromReverse(name string) (netip.Addr, bool) {
 	return a, err == nil && a.Is4()
 }
 
-// stopDNS waits for answers under way; call it without Net.mu.
-func (p *Project) stopDNS() error {
-	var errs []error
-	for _, s := range p.servers {
-		errs = append(errs, s.Shutdown())
-	}
-	p.serving.Wait()
-	p.servers = nil
-	return errors.Join(errs...)
-}
-
 func answers(a, q *dns.Msg) bool {
 	return len(a.Question) == 1 && a.Question[0].Qtype == q.Question[0].Qtype && strings.EqualFold(a.Question[0].Name, q.Question[0].Name)
 }
 
-// forward asks the guest's resolvers in turn, over the transport of the
-// question, within two seconds each and a number of slots in all.
-func (p *Project) forward(w dns.ResponseWriter, q *dns.Msg) *dns.Msg {
-	slots := p.net.names.slots
+// forward asks the guest's resolvers in turn, within a number of slots in all.
+func (n *Net) forward(w dns.ResponseWriter, q *dns.Msg) *dns.Msg {
 	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
+	case n.names.slots <- struct{}{}:
+		defer func() { <-n.names.slots }()
 	default:
 		return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
 	}
-	client := &dns.Client{Net: "udp", Timeout: forwardLimit, UDPSize: maxUDPMessage}
-	if _, tcp := w.RemoteAddr().(*net.TCPAddr); tcp {
-		client.Net = "tcp"
-	}
-	for _, server := range p.net.Nameservers() {
-		ctx, stop := context.WithTimeout(context.Background(), forwardLimit)
-		answer, _, err := client.ExchangeContext(ctx, q.Copy(), netip.AddrPortFrom(server, portDNS).String())
-		stop()
+	for _, ask := range n.upstreams(w) {
+		answer, err := ask(q)
 		if err != nil {
-			p.net.log.Debug("resolver does not answer", "server", server, "error", err)
+			n.log.Debug("resolver does not answer", "error", err)
 			continue
 		}
 		if !answers(answer, q) {
-			p.net.log.Debug("resolver answers another question", "server", server)
+			n.log.Debug("resolver answers another question")
 			continue
 		}
 		answer.Id, answer.Response = q.Id, true
 		return answer
 	}
 	return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
+}
+
+// upstreams are the ways to ask: by TLS, or else over the transport of the
+// question, within two seconds each.
+func (n *Net) upstreams(w dns.ResponseWriter) (ways []func(*dns.Msg) (*dns.Msg, error)) {
+	n.mu.Lock()
+	secure := n.secure
+	n.mu.Unlock()
+	if secure != nil {
+		return secure.ways()
+	}
+	client := &dns.Client{Net: "udp", Timeout: forwardLimit, UDPSize: maxUDPMessage}
+	if _, tcp := w.RemoteAddr().(*net.TCPAddr); tcp {
+		client.Net = "tcp"
+	}
+	for _, server := range n.Nameservers() {
+		ways = append(ways, func(q *dns.Msg) (*dns.Msg, error) {
+			ctx, stop := context.WithTimeout(context.Background(), forwardLimit)
+			defer stop()
+			answer, _, err := client.ExchangeContext(ctx, q.Copy(), netip.AddrPortFrom(server, portDNS).String())
+			return answer, err
+		})
+	}
+	return ways
 }

@@ -73,6 +73,73 @@ var networkScenarios = []scenario.Scenario{
 		Cost:  30 * time.Second,
 		Run:   wrongClocks,
 	},
+	{
+		Name:     "names are asked by TLS alone",
+		Attacker: "a host whose resolver, the one that DHCP names, answers as it likes",
+		Claim: "With env.x-hpcr.dns a container on the project's network and one on the guest's own, whose resolver is the agent's too, " +
+			"get the answer that only dnsmasq behind openssl's TLS gives.",
+		Tier:  scenario.Full,
+		Archs: scenario.Both,
+		Cost:  25 * time.Second,
+		Run:   namesOverTLS,
+	},
+}
+
+func namesOverTLS(t *testing.T, lab *scenario.Lab) {
+	ca, err := peers.NewCA("resolvers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := ca.Server("dns", "dns.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := func() int {
+		p, err := peers.ClosedPort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	plain, secure := port(), port()
+	background := func(name string, args ...string) {
+		t.Helper()
+		c := exec.CommandContext(t.Context(), name, args...)
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = c.Process.Kill(), c.Wait() }) // it has served
+	}
+	background("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--no-resolv", "--no-hosts", "--bind-interfaces",
+		fmt.Sprintf("--port=%d", plain), "--listen-address="+peers.Loopback, "--address=/owner.example/203.0.113.9")
+	background("socat", fmt.Sprintf("OPENSSL-LISTEN:%d,bind=%s,reuseaddr,fork,verify=0,cert=%s,key=%s", secure, peers.Loopback,
+		lab.File(t, "dns.crt", id.Cert), lab.File(t, "dns.key", id.Key)), fmt.Sprintf("TCP:%s:%d", peers.Loopback, plain))
+
+	c := lab.Contract(t)
+	c.Workload.Volumes, c.Env.Volumes = nil, nil
+	service := func(name, mode string) string {
+		return fmt.Sprintf(`  %s:
+    image: %s%s
+    entrypoint: [/bin/sh, -c, "echo \"%[1]s asks: $$(/bin/busybox nslookup owner.example | /bin/busybox tr '\\n' ' ')\"; exec /bin/busybox sleep 1000000"]
+    stop_grace_period: 1s
+`, name, lab.Web(t), mode)
+	}
+	c.Workload.Compose = lab.Compose(t, "services:\n"+service("canarybridged", "")+service("canaryhosted", "\n    network_mode: host"))
+	c.Env.XHPCR = map[string]any{
+		"dns": map[string]any{"servers": []map[string]any{{"address": peers.GuestHost, "port": secure, "serverName": "dns.example", "authority": "canaryca"}}},
+		"tls": map[string]any{"authorities": map[string]any{"canaryca": string(ca.PEM)}},
+	}
+	lab.Boot(t, scenario.Boot{
+		UserData: lab.Encrypt(t, c),
+		While: func(*scenario.Guest) {
+			for _, name := range []string{"canarybridged", "canaryhosted"} {
+				if line := logged(t, lab, name+" asks: "); !strings.Contains(line, "203.0.113.9") {
+					t.Errorf("the answer is %q", line)
+				}
+			}
+		},
+	}).Ready(t)
 }
 
 // ntpPort: guests ask at port 123 of this machine, which one scenario at a time

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -34,6 +35,9 @@ func (g *Guest) openNetwork(ctx context.Context) error {
 		return err
 	}
 	g.net = n
+	if err := g.encryptDNS(); err != nil {
+		return err
+	}
 	if err := n.WriteResolvConf(resolvConf); err != nil {
 		return err
 	}
@@ -49,6 +53,31 @@ func (g *Guest) openNetwork(ctx context.Context) error {
 	}
 	g.Console.Message("HPL14000I", "", "")
 	g.serveHealth()
+	return nil
+}
+
+// encryptDNS has names resolved by TLS, where the contract says by whom.
+func (g *Guest) encryptDNS() error {
+	if len(g.plan.DNS) == 0 {
+		return nil
+	}
+	var servers []network.SecureServer
+	for i, s := range g.plan.DNS {
+		var c *tls.Config
+		var err error
+		if s.CA != nil {
+			c, err = network.ClientConfigAs(s.CA, nil, s.ServerName, g.now)
+		} else if c, err = network.RegistryConfig(rootsFile, g.plan.CACerts, g.now); err == nil {
+			c.ServerName = s.ServerName
+		}
+		if err != nil {
+			return hpl.Wrap(err, "HPL14001E", fmt.Sprintf("/env/x-hpcr/dns/servers/%d", i), "the resolver cannot be trusted: give its authority as PEM certificates")
+		}
+		servers = append(servers, network.SecureServer{At: s.Address, TLS: c})
+	}
+	if err := g.net.EncryptDNS(servers); err != nil {
+		return hpl.Wrap(err, "HPL14001E", "/env/x-hpcr/dns", "the guest's own resolver could not be opened")
+	}
 	return nil
 }
 
