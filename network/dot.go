@@ -123,7 +123,7 @@ func (s *secureServer) exchange(m *dns.Msg) (*dns.Msg, error) {
 			if err != nil {
 				return nil, err
 			}
-			conn, err := handshakeTLS(ctx, tls.Client(raw, s.TLS))
+			conn, err := handshakeTLS(ctx, raw, s.TLS, tls.Client)
 			if err != nil {
 				return nil, err
 			}

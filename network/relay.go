@@ -257,19 +257,27 @@ func copyAll(dst io.Writer, src net.Conn) error {
 
 var relayBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
 
-// copyTCP takes a buffer once there is something to put into it.
+// copyTCP holds a buffer only while there is something in it.
 func copyTCP(dst io.Writer, src *net.TCPConn) error {
 	raw, err := src.SyscallConn()
 	if err != nil {
 		return err
 	}
 	for {
-		if err := raw.Read(readable); err != nil {
+		var buf *[relayBuffer]byte
+		var n int
+		var rerr error
+		if err := raw.Read(func(fd uintptr) (done bool) {
+			buf = relayBuffers.Get().(*[relayBuffer]byte)
+			if n, rerr = readNow(fd, buf[:]); rerr != errNotYet {
+				return true
+			}
+			relayBuffers.Put(buf)
+			return false
+		}); err != nil {
 			return err
 		}
-		buf := relayBuffers.Get().(*[relayBuffer]byte)
-		n, err := src.Read(buf[:])
-		done, err := pass(dst, buf[:n], err)
+		done, err := pass(dst, buf[:n], rerr)
 		relayBuffers.Put(buf)
 		if done || err != nil {
 			return err

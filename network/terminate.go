@@ -43,7 +43,7 @@ func (n *Net) Ingress(i Ingress) error {
 		return fmt.Errorf("listen for an ingress: %w", err)
 	}
 	p := &relayPoint{name: i.Name, open: func(ctx context.Context, c net.Conn) (near, far net.Conn, err error) {
-		near, err = handshakeTLS(ctx, tls.Server(c, i.TLS))
+		near, err = handshakeTLS(ctx, c, i.TLS, tls.Server)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -118,7 +118,7 @@ func (p *Project) serveEgress() error {
 			if err != nil {
 				return nil, nil, err
 			}
-			far, err = handshakeTLS(ctx, tls.Client(raw, e.TLS))
+			far, err = handshakeTLS(ctx, raw, e.TLS, tls.Client)
 			return c, far, err
 		}}
 		if err := p.net.relays.serve(l, point); err != nil {
@@ -152,14 +152,16 @@ func dial(ctx context.Context, to string) (net.Conn, error) {
 }
 
 // handshakeTLS bounds a handshake's time and closes the connection if it fails.
-func handshakeTLS(ctx context.Context, c *tls.Conn) (net.Conn, error) {
+func handshakeTLS(ctx context.Context, raw net.Conn, c *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
-	if err := c.HandshakeContext(ctx); err != nil {
-		_ = c.NetConn().Close() // the handshake's own error is the one to tell
+	under := &gather{Conn: raw}
+	t := joined{side(under, c), under}
+	if err := t.HandshakeContext(ctx); err != nil {
+		_ = raw.Close() // the handshake's own error is the one to tell
 		return nil, err
 	}
-	return c, nil
+	return t, nil
 }
 
 // primary is the address of the container whose first name this is, on the

@@ -23,12 +23,12 @@ import (
 func main() {
 	arch := flag.String("arch", scenario.AMD64, "architecture of the guest: amd64 or s390x")
 	boots := flag.Int("boots", 3, "how many guests to boot; figures are medians")
-	only := flag.String("only", "", "contract, volumes, logs: print these figures alone, write nothing")
+	only := flag.String("only", "", "contract, volumes, logs, tls: print these figures alone, write nothing")
 	child := flag.Bool("volume-child", false, "one side of a comparison: see volumes.go")
 	logs := flag.Bool("log-child", false, "our side of a comparison: see logs.go")
 	applet := flag.String("applet", "", "with -only: measure this program right here, and print JSON on one line")
 	flag.Parse()
-	if !*child && !*logs && flag.NArg() > 0 || *boots < 1 || !slices.Contains([]string{"", "contract", "volumes", "logs"}, *only) || !slices.Contains(scenario.Both, *arch) {
+	if !*child && !*logs && flag.NArg() > 0 || *boots < 1 || !slices.Contains([]string{"", "contract", "volumes", "logs", "tls"}, *only) || !slices.Contains(scenario.Both, *arch) {
 		fmt.Fprintln(os.Stderr, "bench: -arch amd64 or -arch s390x, and -boots at least 1")
 		os.Exit(2)
 	}
@@ -40,6 +40,8 @@ func main() {
 		do = func() error { return volumeChild(ctx, flag.Args()) }
 	case *logs:
 		do = func() error { return logChild(ctx, flag.Args()) }
+	case *only == "tls":
+		do = func() error { return onlyTLS(ctx) }
 	case *only == "logs":
 		do = func() error { return onlyLogs(ctx) }
 	case *only == "contract":
@@ -160,6 +162,11 @@ func bench(ctx context.Context, arch string, boots int) (err error) {
 			return err
 		}
 		figures = append(figures, logs...)
+		tls, err := s.tlsCost(ctx)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, tls...)
 	}
 	initrd, err := os.Stat(filepath.Join(s.dir, "image", "initrd"))
 	if err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	luks "github.com/anatol/luks.go"
 	"golang.org/x/crypto/argon2"
@@ -286,37 +284,5 @@ func (s *setup) volumes(ctx context.Context) ([]figure, error) {
 // mapped has the disk package's guest measure mapping and formatting. Its test
 // prints figures on lines of their own.
 func (s *setup) mapped(ctx context.Context) ([]figure, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "test", "-tags", "vm", "-count=1", "-timeout", "30m", "-v", "./disk", "-run", "^TestBenchInGuest$")
-	cmd.Dir, cmd.Stderr = s.root, os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("the disk package's guest: %w\n%s", err, out)
-	}
-	return mappedFigures(string(out))
-}
-
-// mappedFigures reads what disk's bench_guest_test.go prints.
-func mappedFigures(out string) ([]figure, error) {
-	var figures []figure
-	for line := range strings.Lines(out) {
-		_, text, found := strings.Cut(line, "figure: ")
-		if !found {
-			continue
-		}
-		var f struct {
-			figure
-			Most float64 `json:"most"`
-		}
-		if err := json.Unmarshal([]byte(text), &f); err != nil {
-			return nil, fmt.Errorf("the guest's figure: %w", err)
-		}
-		f.figure.most = f.Most
-		figures = append(figures, f.figure)
-	}
-	if len(figures) == 0 {
-		return nil, errors.New("no figures from the disk package's guest")
-	}
-	return figures, nil
+	return s.printed(ctx, "./disk", "^TestBenchInGuest$")
 }
