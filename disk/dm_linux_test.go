@@ -3,8 +3,10 @@ package disk
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"hash/crc32"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -102,12 +104,14 @@ func TestTornSuperblock(t *testing.T) {
 	for name, tt := range map[string]struct {
 		size  int64
 		block string
+		grown bool // while it was mounted: its copy asks for the journal
 		ok    bool
 	}{
-		"two groups":             {150 * mib, "4096", true},
-		"two groups, 1 KiB":      {20 * mib, "1024", true},
-		"one group, so no copy":  {100 * mib, "4096", false},
-		"a second, of no blocks": {128 * mib, "4096", false},
+		"two groups":             {150 * mib, "4096", false, true},
+		"two groups, 1 KiB":      {20 * mib, "1024", false, true},
+		"two groups, has grown":  {150 * mib, "4096", true, true},
+		"one group, so no copy":  {100 * mib, "4096", false, false},
+		"a second, of no blocks": {128 * mib, "4096", false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "fs")
@@ -121,6 +125,15 @@ func TestTornSuperblock(t *testing.T) {
 			}
 			if err := runTool(t.Context(), time.Minute, "mke2fs", "-q", "-F", "-t", "ext4", "-b", tt.block, file); err != nil {
 				t.Fatal(err)
+			}
+			if tt.grown {
+				copied := make([]byte, 1024)
+				_, err := f.ReadAt(copied, 128*mib)
+				copied[0x60] |= 4                                                                                               // s_feature_incompat, needs_recovery
+				binary.LittleEndian.PutUint32(copied[1020:], ^crc32.Checksum(copied[:1020], crc32.MakeTable(crc32.Castagnoli))) // s_checksum
+				if _, werr := f.WriteAt(copied, 128*mib); err != nil || werr != nil {
+					t.Fatal(err, werr)
+				}
 			}
 			if _, err := f.WriteAt([]byte{7}, 1024+0x34); err != nil { // s_mnt_count; the checksum is in the other half
 				t.Fatal(err)

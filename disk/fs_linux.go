@@ -155,7 +155,10 @@ func fill(ctx context.Context, node string) error {
 
 // repair checks before mount. What e2fsck mended by itself is fine. It does not
 // begin with a superblock of which a power cut left one half: then its copy is
-// taken, and the journal run as from the first.
+// taken, and the journal run as from the first. A file system that grew while
+// it was mounted has copies that ask for the journal: e2fsck runs it, writes
+// the superblock, reads the copy again, and gives up since that still asks. The
+// superblock is whole by then, so the check begins once more with it.
 func (f filesystem) repair(ctx context.Context, node string, super superblock, log *slog.Logger) error {
 	if f.check == nil {
 		return nil
@@ -168,7 +171,12 @@ func (f filesystem) repair(ctx context.Context, node string, super superblock, l
 		if exitStatus(cerr) < e2fsckBad {
 			return nil
 		}
-		return errors.Join(err, cerr)
+		err = errors.Join(err, cerr)
+		again := runTool(ctx, checkLimit, command...)
+		if exitStatus(again) < e2fsckBad {
+			return nil
+		}
+		return errors.Join(err, again)
 	}
 	if exitStatus(err) < e2fsckBad {
 		return nil
