@@ -28,6 +28,8 @@ const (
 	gptTable     = gptEntries * gptEntrySize
 	gptHeader    = 92
 	gptMagic     = "EFI PART"
+
+	gptMostEntries = 1024 // of another tool's table
 )
 
 // Partition types, as they stand on disk (mixed endian).
@@ -163,22 +165,24 @@ func readTable(r io.ReaderAt, size, block, self int64) (*gpt, error) {
 	sum := le.Uint32(h[16:])
 	clear(h[16:20])
 	place, last := int64(le.Uint64(h[72:])), size/block
+	count := int64(le.Uint32(h[80:]))
+	table := count * gptEntrySize
 	if le.Uint32(h[12:]) != gptHeader || crc32.ChecksumIEEE(h) != sum || le.Uint64(h[24:]) != uint64(self) ||
-		le.Uint32(h[80:]) != gptEntries || le.Uint32(h[84:]) != gptEntrySize ||
-		place < 2 || place > last-(gptTable+block-1)/block {
+		count < 1 || count > gptMostEntries || le.Uint32(h[84:]) != gptEntrySize ||
+		place < 2 || place > last-(table+block-1)/block {
 		return nil, errBadGPT
 	}
 	if self == 1 && le.Uint64(h[32:]) >= uint64(last) {
 		return nil, errShrunk // also where no partition was cut
 	}
-	g := &gpt{header: h, entries: make([]byte, gptTable), place: place}
+	g := &gpt{header: h, entries: make([]byte, table), place: place}
 	if _, err := r.ReadAt(g.entries, place*block); err != nil {
 		return nil, fmt.Errorf("read partition table: %w", err)
 	}
 	if crc32.ChecksumIEEE(g.entries) != le.Uint32(h[88:]) {
 		return nil, errBadGPT
 	}
-	for i := range gptEntries {
+	for i := range int(count) {
 		e := g.entries[i*gptEntrySize:]
 		p := partition{entry: i}
 		copy(p.kind[:], e)
@@ -203,11 +207,12 @@ func readTable(r io.ReaderAt, size, block, self int64) (*gpt, error) {
 	return g, nil
 }
 
-// writable: the table stands where ours does, and both its places lie outside
-// of every partition. What another tool laid out otherwise is left to it.
+// writable: the table is as long as ours and stands where ours does, and both its
+// places lie outside of every partition. What another tool laid out otherwise is
+// left to it.
 func (g *gpt) writable(size, block int64) bool {
 	tableBlocks := (gptTable + block - 1) / block
-	return g.place == 2 && !slices.ContainsFunc(g.parts, func(p partition) bool {
+	return g.place == 2 && len(g.entries) == gptTable && !slices.ContainsFunc(g.parts, func(p partition) bool {
 		return p.start < (2+tableBlocks)*block || p.start+p.size > (size/block-1-tableBlocks)*block
 	})
 }

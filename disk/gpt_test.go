@@ -102,6 +102,10 @@ func TestGPTOfSgdisk(t *testing.T) {
 		"one":   {[]string{"-n", "1:2048:0"}, 1},
 		"two":   {[]string{"-n", "1:2048:+10M", "-n", "2:0:0"}, 2},
 		"three": {[]string{"-n", "1:2048:+10M", "-n", "2:0:+10M", "-n", "3:0:0"}, 3},
+
+		"one, in a short table":    {[]string{"-S", "4", "-n", "1:2048:0"}, 1},
+		"three, in a longer table": {[]string{"-S", "1024", "-n", "1:2048:+10M", "-n", "200:0:+10M", "-n", "1000:0:0"}, 3},
+		"two, beside an MBR":       {[]string{"-n", "1:2048:+10M", "-n", "2:0:0", "-h", "1:2"}, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			img := filepath.Join(t.TempDir(), "disk")
@@ -141,13 +145,17 @@ func FuzzGPT(f *testing.F) {
 		le.PutUint64(b[1024+128+40:], blocks[1])
 		f.Add(b)
 	}
+	short := bytes.Clone(r.b[:34*512])
+	binary.LittleEndian.PutUint32(short[512+80:], 4)
+	f.Add(short)
 	// Property: no panic; partitions lie inside the disk and do not overlap.
 	f.Fuzz(func(t *testing.T, head []byte) {
 		const size = 64 * mib
-		b := make([]byte, 64<<10)
+		b := make([]byte, 256<<10)
 		copy(b, head)
 		if place := binary.LittleEndian.Uint64(b[512+72:]); place < 90 { // checksums keep no host out
-			binary.LittleEndian.PutUint32(b[512+88:], crc32.ChecksumIEEE(b[place*512:place*512+gptTable]))
+			table := min(uint64(binary.LittleEndian.Uint32(b[512+80:])), gptMostEntries) * gptEntrySize
+			binary.LittleEndian.PutUint32(b[512+88:], crc32.ChecksumIEEE(b[place*512:place*512+table]))
 			clear(b[512+16 : 512+20])
 			binary.LittleEndian.PutUint32(b[512+16:], crc32.ChecksumIEEE(b[512:512+gptHeader]))
 		}

@@ -64,7 +64,7 @@ const debianMakes = `
 while read name args; do
   disk=$(device $name); [ -e ${disk}2 ] && disk=${disk}2
   cryptsetup luksFormat -q --key-file /passphrase $args $disk && cryptsetup open --key-file /passphrase $disk $name &&
-  mke2fs -q -t ext4 /dev/mapper/$name && mount -t ext4 /dev/mapper/$name /mnt && echo "made by Debian" > /mnt/visits &&
+  /sbin/mke2fs -q -t ext4 /dev/mapper/$name && mount -t ext4 /dev/mapper/$name /mnt && echo "made by Debian" > /mnt/visits &&
   umount /mnt && cryptsetup close $name && echo "DEBIAN MADE $name"
 done < /formats
 `
@@ -73,14 +73,15 @@ done < /formats
 const debianReads = `
 while read name args; do
   disk=$(device $name); [ -e ${disk}2 ] && disk=${disk}2
-  cryptsetup open --key-file /passphrase $disk $name && e2fsck -fn /dev/mapper/$name && mount -t ext4 -o ro /dev/mapper/$name /mnt &&
+  cryptsetup open --key-file /passphrase $disk $name && /sbin/e2fsck -fn /dev/mapper/$name && mount -t ext4 -o ro /dev/mapper/$name /mnt &&
   echo "DEBIAN READS $name $(head -n 1 /mnt/visits), $(wc -l < /mnt/visits) lines" && umount /mnt && cryptsetup close $name
 done < /formats
 `
 
 // debianFormats are volumes by name; the last one's disk has two partitions.
 var debianFormats = [][2]string{
-	{"defaults", ""}, {"luks1", "--type luks1"}, {"pbkdf2", "--pbkdf pbkdf2"}, {"sectors", "--sector-size 4096"}, {"partition", ""},
+	{"defaults", ""}, {"luks1", "--type luks1 --iter-time 100"}, {"pbkdf2", "--pbkdf pbkdf2 --iter-time 100"},
+	{"sectors", "--sector-size 4096 --iter-time 100"}, {"partition", "--iter-time 100"}, // an emulated processor is slow
 }
 
 var debianScenarios = []scenario.Scenario{{
@@ -122,6 +123,9 @@ func debianVolumes(t *testing.T, lab *scenario.Lab) {
 	c.Workload.XHPCR = map[string]any{"volumes": exist}
 	c.Workload.Compose = lab.Compose(t, services.String())
 	debian(t, lab, c, debianMakes, disks, made...)
+	if t.Failed() {
+		return
+	}
 	lab.Boot(t, scenario.Boot{
 		UserData: lab.Encrypt(t, c), Disks: attach, Publish: ports, Limit: 6 * time.Minute,
 		While: func(g *scenario.Guest) {
@@ -139,7 +143,7 @@ func debianVolumes(t *testing.T, lab *scenario.Lab) {
 // passphrase of the contract's first volume, and expects lines of it.
 func debian(t *testing.T, lab *scenario.Lab, c peers.Contract, script string, disks []qemu.Disk, want ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	tree := initramfs.NewTree()
 	addDebian(t, ctx, tree, lab.Arch)

@@ -160,7 +160,10 @@ func swapped(t *testing.T, lab *scenario.Lab) {
 	c.Workload.Volumes[other], c.Env.Volumes[other] = w, c.Env.Volumes[scenario.Volume]
 	files := map[string]string{scenario.Volume: sparse(t, lab, "one.img", diskSize), other: sparse(t, lab, "two.img", diskSize)}
 	boot := func(first, second string) *scenario.Result {
-		return lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), Disks: []string{scenario.Volume + "=" + files[first], other + "=" + files[second]}})
+		return lab.Boot(t, scenario.Boot{
+			UserData: lab.Encrypt(t, c), Disks: []string{scenario.Volume + "=" + files[first], other + "=" + files[second]},
+			Limit: 6 * time.Minute, // two volumes are made in an emulated guest
+		})
 	}
 	boot(scenario.Volume, other).Ready(t)
 	before := [2]string{sum(t, files[scenario.Volume]), sum(t, files[other])}

@@ -19,6 +19,8 @@ func newVolumeCmd() *cobra.Command {
 		Short: "Work with a guest's data volumes from outside, as their owner",
 		Long: `A data volume is LUKS2 with an ordinary passphrase: whoever has the seeds of
 both contract sections can open it with stock cryptsetup, without this project.`,
+		Args: cobra.NoArgs,
+		RunE: needsSubcommand,
 	}
 	cmd.AddCommand(newVolumePassphraseCmd(), newVolumeInspectCmd(), newVolumeCheckCmd(), newVolumeResealCmd())
 	return cmd
@@ -101,7 +103,7 @@ func readSeed(cmd *cobra.Command, name string) (*secret.Secret, error) {
 		}
 	}
 	if end == 0 {
-		return nil, fmt.Errorf("%s holds no seed", name)
+		return nil, fmt.Errorf("%s is empty", name)
 	}
 	return secret.New(b[:end]), nil
 }

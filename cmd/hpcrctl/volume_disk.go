@@ -22,6 +22,14 @@ type openedDisk struct {
 }
 
 func openDisk(name string, flag int) (*openedDisk, error) {
+	// Before it is opened: a FIFO's other end may never come.
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, usage("%w", err)
+	}
+	if kind := st.Mode().Type(); kind != 0 && kind != os.ModeDevice {
+		return nil, usage("%s is neither a disk nor a file: give the disk, or an image of it", name)
+	}
 	f, err := os.OpenFile(name, flag, 0)
 	if err != nil {
 		return nil, usage("%w", err)
@@ -275,7 +283,11 @@ func addSecretFlags(cmd *cobra.Command, passFile, name *string) {
 }
 
 func (c *volumeCheck) header(d *openedDisk) {
-	c.add("header", d.Openable(), kindText[c.Kind])
+	detail := kindText[c.Kind]
+	if c.Reason != "" {
+		detail += " Reason: " + c.Reason + "."
+	}
+	c.add("header", d.Openable(), detail)
 	if d.Kind == disk.Ours || d.Kind == disk.Interrupted {
 		detail := "Both copies of the header hold and agree."
 		if !d.Image.Fresh() {

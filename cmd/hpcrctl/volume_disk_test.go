@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -206,8 +207,65 @@ func TestVolumeInspect(t *testing.T) {
 			}
 		})
 	}
-	if r := hpcrctl(t, "", "volume", "inspect", filepath.Join(t.TempDir(), "none")); r.code != 2 {
-		t.Errorf("no such disk: %+v", r)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	tool(t, "", "mkfifo", fifo)
+	for name, args := range map[string][]string{
+		"no such disk":       {"inspect", filepath.Join(t.TempDir(), "none")},
+		"a folder":           {"inspect", t.TempDir()},
+		"a FIFO":             {"inspect", fifo}, // whose other end nobody opens
+		"a character device": {"inspect", "/dev/null"},
+		"no command":         nil,
+		"no such command":    {"inspekt", "x"},
+	} {
+		if r := hpcrctl(t, "", append([]string{"volume"}, args...)...); r.code != 2 || r.stderr == "" {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
+// Volumes that cryptsetup makes with options of its own, and what check tells
+// their owner to change.
+func TestVolumeCheckOfCryptsetupsOptions(t *testing.T) {
+	t.Parallel()
+	pass := write(t, volumePass)
+	for name, tt := range map[string]struct {
+		args []string
+		then []string // another call of cryptsetup
+		says string   // "" = a guest opens it
+	}{
+		"a label":                   {args: []string{"--label", "data", "--subsystem", "mine"}},
+		"a small key slot area":     {args: []string{"--luks2-keyslots-size", "1M"}},
+		"data further on":           {args: []string{"--offset", "65536"}},
+		"another hash":              {args: []string{"--hash", "sha512"}},
+		"a second key slot":         {then: []string{"luksAddKey", "--key-slot", "7", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "PASS", "DISK", "SECOND"}},
+		"a long header":             {args: []string{"--luks2-metadata-size", "64k"}, says: "without --luks2-metadata-size"},
+		"sectors of 2048":           {args: []string{"--sector-size", "2048"}, says: "512 or 4096"},
+		"a short key":               {args: []string{"--key-size", "256"}, says: "key_size must be 64"},
+		"another cipher":            {args: []string{"--cipher", "aes-cbc-essiv:sha256", "--key-size", "256"}, says: "must be aes-xts-plain64"},
+		"another hash, not taken":   {args: []string{"--hash", "blake2b-512"}, says: "sha256 or sha512"},
+		"argon2i":                   {then: []string{"luksConvertKey", "--pbkdf", "argon2i", "--pbkdf-force-iterations", "4", "--pbkdf-memory", "32768", "--key-file", "PASS", "DISK"}, says: "argon2id or pbkdf2"},
+		"a key slot not to be used": {then: []string{"config", "--key-slot", "0", "--priority", "ignore", "DISK"}, says: "No key slot opens"},
+		"a key slot of no data":     {then: []string{"luksAddKey", "--unbound", "--key-size", "512", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "PASS", "DISK", "SECOND"}, says: "none of them unbound"},
+		"a token":                   {then: []string{"token", "add", "--key-description", "mine", "DISK"}, says: "cryptsetup token remove"},
+		"a reencryption":            {then: []string{"reencrypt", "--init-only", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "PASS", "DISK"}, says: "cryptsetup reencrypt --resume-only"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			img := filepath.Join(t.TempDir(), "disk")
+			sparse(t, img, make([]byte, 40*mib))
+			tool(t, "", slices.Concat([]string{"cryptsetup", "luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", pass}, tt.args, []string{img})...)
+			if tt.then != nil {
+				names := strings.NewReplacer("DISK", img, "PASS", pass, "SECOND", write(t, secondPass))
+				then := []string{"cryptsetup", "-q"}
+				for _, a := range tt.then {
+					then = append(then, names.Replace(a))
+				}
+				tool(t, "", then...)
+			}
+			r := hpcrctl(t, "", "volume", "check", img, "--passphrase-file", pass, "--volume", "data")
+			if (r.code == 0) != (tt.says == "") || r.code > 1 || !strings.Contains(r.stdout, tt.says) {
+				t.Errorf("%+v, want %q", r, tt.says)
+			}
+		})
 	}
 }
 

@@ -28,6 +28,12 @@ const (
 // errToken: a token makes other programs act, and may hold a key slot's key.
 var errToken = errors.New("the header carries a token, as systemd-cryptenroll leaves them: remove it with cryptsetup token remove")
 
+// What cryptsetup's own options leave in config.
+var (
+	errFlags        = errors.New("the header stores flags for opening (cryptsetup --persistent): take them off with cryptsetup refresh --persistent, without other options")
+	errRequirements = errors.New("the header has requirements, as a reencryption leaves them until it ends: end it with cryptsetup reencrypt --resume-only")
+)
+
 // KDF is the cost of argon2id.
 type KDF struct {
 	MemoryKiB, Time, Parallel uint32
@@ -66,7 +72,14 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	config := top.object("config")
 	config.numeral("json_size", jsonSize, jsonSize)
 	m.keyslotsSize = int64(config.numeral("keyslots_size", 4096, maxDataOffset))
-	config.done() // no flags, no requirements
+	switch {
+	case w.err != nil:
+	case config.has("requirements"):
+		w.err = errRequirements
+	case config.has("flags"):
+		w.err = errFlags
+	}
+	config.done()
 
 	segments := top.object("segments")
 	segment := segments.object("0")
@@ -76,8 +89,11 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	segment.numeral("iv_tweak", 0, 0)
 	segment.exact("encryption", cipherName)
 	m.sectorSize = int(segment.number("sector_size", 512, 4096))
-	if m.sectorSize != 512 && m.sectorSize != 4096 || m.dataOffset%4096 != 0 {
-		w.fail("header.segments.0")
+	if m.sectorSize != 512 && m.sectorSize != 4096 {
+		w.want("header.segments.0.sector_size", "512 or 4096")
+	}
+	if m.dataOffset%4096 != 0 {
+		w.want("header.segments.0.offset", "a multiple of 4096")
 	}
 	if segment.has("integrity") {
 		m.integrity = true
@@ -93,15 +109,15 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	m.slots = parseSlots(top.object("keyslots"), m.integrity)
 	slotsEnd := foreignSlotsStart + m.keyslotsSize
 	if m.keyslotsSize%4096 != 0 || slotsEnd > m.dataOffset {
-		w.fail("header.config.keyslots_size")
+		w.want("header.config.keyslots_size", "whole blocks of 4096 before the data")
 	}
 	for i, s := range m.slots {
 		if !s.area.within(foreignSlotsStart, slotsEnd) {
-			w.fail("header.keyslots.area")
+			w.want("header.keyslots.area", "inside the header's own")
 		}
 		for _, other := range m.slots[:i] {
 			if s.area.overlaps(other.area) {
-				w.fail("header.keyslots.area")
+				w.want("header.keyslots.area", "apart from all others")
 			}
 		}
 	}
@@ -109,8 +125,8 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 	digests := top.object("digests")
 	d := digests.object("0")
 	d.exact("type", "pbkdf2")
-	d.list("keyslots", m.slotIDs())
-	d.list("segments", []string{"0"})
+	d.list("keyslots", m.slotIDs(), "those of all key slots, none of them unbound")
+	d.list("segments", []string{"0"}, "the one segment")
 	m.digest.hash = d.exact("hash", "sha256", "sha512")
 	m.digest.iterations = uint32(d.number("iterations", minIterations, maxDigestRounds))
 	m.digest.salt = d.bytes("salt", saltSize)
@@ -137,7 +153,7 @@ func parseMeta(area []byte, size int64) (*metadata, error) {
 
 func parseSlots(n node, integrity bool) []keyslot {
 	if len(n.m) == 0 || len(n.m) > maxSlots {
-		n.w.fail(n.path)
+		n.w.want(n.path, fmt.Sprintf("1 to %d key slots", maxSlots))
 		return nil
 	}
 	var slots []keyslot
@@ -168,7 +184,7 @@ func parseSlots(n node, integrity bool) []keyslot {
 		area.exact("encryption", cipherName)
 		area.exactNumber("key_size", keySize)
 		if s.area.offset%4096 != 0 {
-			n.w.fail(area.path)
+			n.w.want(area.path+".offset", "a multiple of 4096")
 		}
 		area.done()
 
@@ -192,7 +208,7 @@ func parseKDF(n node) kdf {
 			Parallel:  uint32(n.number("cpus", 1, maxParallel)),
 		}
 		if !k.cost.bounded() {
-			n.w.fail(n.path)
+			n.w.want(n.path, fmt.Sprintf("of at least 8 KiB for each lane, and at most %d KiB by passes", maxCost))
 		}
 	}
 	n.done()
@@ -202,7 +218,7 @@ func parseKDF(n node) kdf {
 func parseSeal(n node) *seal {
 	s := &seal{}
 	n.exact("type", sealType)
-	n.list("keyslots", nil)
+	n.list("keyslots", nil, "empty")
 	n.exactNumber("profile", profileVersion)
 	s.generation = n.numeral("generation", 1, 1<<63)
 	s.state = State(n.exact("state", string(Formatting), string(Ready)))

@@ -135,9 +135,12 @@ func gateHeader(b []byte, secondary bool, size int64) (*header, error) {
 	if len(b) != headerSize || !bytes.HasPrefix(b, magic) {
 		return nil, errTorn
 	}
-	if binary.BigEndian.Uint16(b[posVersion:]) != 2 || binary.BigEndian.Uint64(b[posSize:]) != headerSize ||
+	if binary.BigEndian.Uint64(b[posSize:]) != headerSize {
+		return nil, errors.New("the header's size must be 16 KiB, cryptsetup's own choice (without --luks2-metadata-size)")
+	}
+	if binary.BigEndian.Uint16(b[posVersion:]) != 2 ||
 		binary.BigEndian.Uint64(b[posOffset:]) != at || !padded(b[posChecksumKind:posSalt], "sha256") {
-		return nil, errors.New("header version, size, offset or checksum kind is not as it must be")
+		return nil, errors.New("the header's version must be 2, its offset that of its place, its checksum sha256")
 	}
 	whole := bytes.Clone(b)
 	clear(whole[posChecksum:posEnd])
@@ -148,7 +151,7 @@ func gateHeader(b []byte, secondary bool, size int64) (*header, error) {
 	copy(h.salt[:], b[posSalt:])
 	h.uuid = string(bytes.TrimRight(b[posUUID:posSubsystem], "\x00"))
 	if !uuidForm.MatchString(h.uuid) {
-		return nil, errors.New("header UUID is not as it must be")
+		return nil, errors.New("the header's UUID must be one in lower case")
 	}
 	h.seq = binary.BigEndian.Uint64(b[posSeq:])
 	meta, err := parseMeta(b[binarySize:], size)

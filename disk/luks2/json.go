@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // maxDepth is what a LUKS2 header needs, and one more.
@@ -102,9 +103,12 @@ type walker struct {
 	err error
 }
 
-func (w *walker) fail(where string) {
+func (w *walker) fail(where string) { w.want(where, "there, and of its type") }
+
+// want says what the field must be, in our own words.
+func (w *walker) want(where, what string) {
 	if w.err == nil {
-		w.err = fmt.Errorf("%s is not as it must be", where)
+		w.err = fmt.Errorf("%s must be %s", where, what)
 	}
 }
 
@@ -147,7 +151,7 @@ func (n node) text(key string) string {
 func (n node) exact(key string, want ...string) string {
 	s := n.text(key)
 	if !slices.Contains(want, s) {
-		n.w.fail(n.path + "." + key)
+		n.w.want(n.path+"."+key, strings.Join(want, " or "))
 	}
 	return s
 }
@@ -175,7 +179,11 @@ func (n node) numeral(key string, low, high uint64) uint64 {
 func (n node) decimal(key, s string, low, high uint64) uint64 {
 	v, err := strconv.ParseUint(s, 10, 64)
 	if err != nil || strconv.FormatUint(v, 10) != s || v < low || v > high {
-		n.w.fail(n.path + "." + key)
+		what := fmt.Sprint(low)
+		if low != high {
+			what = fmt.Sprintf("from %d to %d", low, high)
+		}
+		n.w.want(n.path+"."+key, what)
 		return low
 	}
 	return v
@@ -185,28 +193,29 @@ func (n node) decimal(key, s string, low, high uint64) uint64 {
 func (n node) bytes(key string, size int) []byte {
 	b, err := b64.DecodeString(n.text(key))
 	if err != nil || len(b) != size {
-		n.w.fail(n.path + "." + key)
+		n.w.want(n.path+"."+key, fmt.Sprintf("%d bytes in base64", size))
 		return make([]byte, size)
 	}
 	return b
 }
 
-// list takes an array of exactly these strings, in any order.
-func (n node) list(key string, want []string) {
+// list takes an array of exactly these strings, in any order; what describes
+// them.
+func (n node) list(key string, want []string, what string) {
 	got, ok := n.take(key).([]any)
 	if !ok || len(got) != len(want) {
-		n.w.fail(n.path + "." + key)
+		n.w.want(n.path+"."+key, what)
 		return
 	}
 	for _, w := range want {
 		if !slices.Contains(got, any(w)) {
-			n.w.fail(n.path + "." + key)
+			n.w.want(n.path+"."+key, what)
 		}
 	}
 }
 
 func (n node) done() {
-	if len(n.m) > 0 {
-		n.w.fail("an unknown field in " + n.path)
+	if len(n.m) > 0 && n.w.err == nil {
+		n.w.err = fmt.Errorf("%s has a field that may not be there", n.path)
 	}
 }
