@@ -4,6 +4,7 @@ package test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"hpcr/test/peers"
 	"hpcr/test/scenario"
 )
 
@@ -24,6 +26,16 @@ var hungDiskScenarios = []scenario.Scenario{
 		Archs:    []string{scenario.AMD64},
 		Cost:     90 * time.Second,
 		Run:      hung,
+	},
+	{
+		Name:     "a disk that hangs while it is opened ends the boot at its limit",
+		Attacker: "a host that answers nothing from the moment at which the guest looks at the volume's disk",
+		Claim: "A child hangs in the kernel, beyond every signal. Health answers meanwhile; at the phase's limit the agent says HPL02120E, " +
+			"and no other code of its own, and the guest powers off around the child.",
+		Tier:  scenario.Full,
+		Archs: []string{scenario.AMD64},
+		Cost:  1240 * time.Second,
+		Run:   hungOpening,
 	},
 	{
 		Name:     "a disk that hangs does not keep a guest whose agent died from powering off",
@@ -61,6 +73,43 @@ func hung(t *testing.T, lab *scenario.Lab) {
 	if !strings.Contains(r.Console, "stopped, but not everything could be closed") {
 		t.Errorf("the console does not say that something is left:\n%s", r.Console)
 	}
+}
+
+// hungOpening lets the disk hang when the guest is about to look at it.
+func hungOpening(t *testing.T, lab *scenario.Lab) {
+	served, args := servedDisk(t, lab)
+	free, err := peers.ClosedPort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	health := net.JoinHostPort(peers.Loopback, fmt.Sprint(free))
+	start := time.Now()
+	off := poweredOff(lab, served)
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		if !awaitLine(lab, ": logging done", 3*time.Minute) {
+			t.Error("the guest did not get as far as its disks")
+			return
+		}
+		hang(t, served)
+		// Long enough for the child to be stuck: health answers all the same.
+		time.Sleep(2 * time.Minute)
+		if body := fetch(t, "http://"+health+"/livez"); body == "" {
+			t.Error("health says nothing while the disk hangs")
+		}
+	}()
+	r := lab.Boot(t, scenario.Boot{
+		UserData: lab.Encrypt(t, lab.Contract(t)), Limit: 25 * time.Minute,
+		Args: append(args, "--publish", health+":9080"),
+	})
+	<-asked
+	// Not Failed: the guest cannot close what hangs, and so does not stop in order.
+	if r.Verdict != "failed" || len(r.Codes) != 2 || r.Codes[0] != "HPL02120E" {
+		t.Errorf("verdict %s, codes %v: %s", r.Verdict, r.Codes, r.Message)
+	}
+	r.ConsoleCodes(t, []string{"HPL02120E", "HPL10000E"})
+	offWithin(t, off, start, 21*time.Minute) // the phase has 20
 }
 
 // hungAgent lets the disk of a mounted volume hang, and then the agent die.
