@@ -46,7 +46,7 @@ lint: ## vet and staticcheck, both flavours, both architectures, and the host to
 test: race vm ## everything that gates a change: unit tests, then guests of the core tier
 
 vm: deps build ## boot the scenarios of a tier: RUN=regexp TIER=core|full
-	@$(cd) HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -timeout 80m -v ./test -run '$(RUN)'
+	@$(cd) HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -timeout $(if $(filter full,$(TIER)),180m,80m) -v ./test -run '$(RUN)'
 	@$(cd) test '$(RUN)' != . || HPCR_ARCHS='$(archs)' HPCR_TIER='$(TIER)' go test -tags 'vm $(tags)' -count=1 -p 1 -timeout 60m \
 	  -run '^(TestReproducible|TestImage|TestGuest|TestPanic|TestHung|TestBadArgument|TestInGuests|TestHostileDisks|TestPowerCutsInGuests)' ./initramfs ./initramfs/qemu ./disk
 	@$(cd) test '$(RUN) $(TIER)' != '. full' || HPCR_TIER=full go test -count=1 -timeout 40m -run '^TestEveryBit$$' ./disk/luks2

@@ -118,6 +118,7 @@ const (
 	keptMost  = 1 << 30 // octets of messages that wait on a disk
 	keptShare = 2       // and at most one of so many parts of what is free
 	parkLimit = 10 * time.Second
+	parking   = drainLimit + parkLimit // before a volume closes
 )
 
 // keepLog lets messages wait on encrypted storage, once memory should not hold

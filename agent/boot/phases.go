@@ -30,8 +30,8 @@ func (g *Guest) Phases() []Phase {
 		{Name: "logging", Limit: time.Minute, Code: "HPL01011E", Do: g.openLog, Undo: g.closeLog},
 
 		// Storage and images, side by side.
-		{Name: "store", Limit: 5 * time.Minute, Code: "HPL02120E", Do: g.openStore, Undo: g.closeStore},
-		{Name: "disks", After: []string{"store"}, Limit: 20 * time.Minute, Code: "HPL02120E", Do: g.openVolumes, Undo: g.closeVolumes},
+		{Name: "store", Limit: 5 * time.Minute, Code: "HPL02120E", Do: g.openStore, Undo: g.closeStore, UndoLimit: undoLimit + parking},
+		{Name: "disks", After: []string{"store"}, Limit: 20 * time.Minute, Code: "HPL02120E", Do: g.openVolumes, Undo: g.closeVolumes, UndoLimit: undoLimit + parking},
 		{Name: "containerd", After: []string{"store"}, Limit: tool, Code: "HPL08004E", Do: g.startContainerd, Undo: g.stopContainerd},
 		{Name: "images", After: []string{"containerd"}, Limit: disksLimit + resolveLimit, Code: "HPL06004E", Do: g.resolveImages, Undo: g.closeImages},
 
