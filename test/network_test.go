@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -83,6 +85,90 @@ var networkScenarios = []scenario.Scenario{
 		Cost:  25 * time.Second,
 		Run:   namesOverTLS,
 	},
+	{
+		Name:     "a scan from the wire finds a published port and nothing else, from the first packet on",
+		Attacker: "a neighbour on the guest's wire who scans it from its first ARP answer on",
+		Claim: "nmap, again and again while the guest boots, finds no port open but those of the container and of a dev image's health, and none that " +
+			"refuses, as a machine's without firewall does, but the container's until it listens; of all 65535 of the guest that is ready the same.",
+		Tier:  scenario.Full,
+		Archs: scenario.Both,
+		Cost:  75 * time.Second,
+		Run:   scanned,
+	},
+}
+
+// nmapPort is a port that answered: open, or closed by a refusal.
+var nmapPort = regexp.MustCompile(`(\d+)/(open|closed)/tcp`)
+
+func scanned(t *testing.T, lab *scenario.Lab) {
+	const guest, host = "192.0.2.10", "192.0.2.1"
+	tap := "hpcrscan-" + lab.Arch[:4]
+	second, bus := "enc2", "virtio-net-pci"
+	if lab.Arch == scenario.S390X {
+		second, bus = "enc8", "virtio-net-ccw,devno=fe.0.0008"
+	}
+	type m = map[string]any
+	c := lab.Contract(t)
+	c.Workload.Volumes, c.Env.Volumes = nil, nil
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf("services:\n  canaryweb:\n    image: %s\n    ports: [\"8080:8080\"]\n    environment: {DATA: /tmp/data}\n", lab.Web(t)))
+	c.Env.XHPCR = m{"network": m{"ethernets": m{"enc1": m{"dhcp4": true}, second: m{"addresses": []string{guest + "/24"}}}}}
+
+	// scan is one look at ports: those that are open, and whether somebody is there.
+	scan := func(ctx context.Context, ports string, args ...string) (open []string, there bool) {
+		t.Helper()
+		out, err := exec.CommandContext(ctx, "nmap", append([]string{"-n", "-sS", "-T4", "-e", tap, "-p", ports, "-oG", "-", guest}, args...)...).CombinedOutput()
+		if err != nil || strings.Contains(string(out), "State: closed") {
+			t.Errorf("nmap: %v: %s", err, out)
+		}
+		for _, m := range nmapPort.FindAllStringSubmatch(string(out), -1) {
+			if m[1] != "8080" && m[1] != "9080" {
+				t.Errorf("port %s answers: %s", m[1], out)
+			}
+			if m[2] == "open" {
+				open = append(open, m[1])
+			}
+		}
+		return open, strings.Contains(string(out), "Status: Up")
+	}
+	booting, ready := context.WithCancel(t.Context())
+	seen := make(chan int, 1)
+	go func() {
+		n := 0
+		defer func() { seen <- n }()
+		for booting.Err() == nil {
+			// QEMU makes the tap, and takes it away.
+			if exec.CommandContext(t.Context(), "sh", "-c", "ip addr replace "+host+"/24 dev "+tap+" && ip link set "+tap+" up").Run() != nil { // not yet, or no longer
+				time.Sleep(50 * time.Millisecond)
+				continue
+			}
+			if _, there := scan(t.Context(), "1-1100,2375,2376,5000,5355,6443,8000-8100,9000-9100,9443,10010,10250,32768-32800", "--max-retries", "1"); there {
+				n++
+			}
+		}
+	}()
+	lab.Boot(t, scenario.Boot{
+		UserData: lab.Encrypt(t, c), Limit: 6 * time.Minute, Publish: []int{8080},
+		Args: []string{
+			"--qemu-arg=-netdev", "--qemu-arg=tap,id=second,ifname=" + tap + ",script=no,downscript=no",
+			"--qemu-arg=-device", "--qemu-arg=" + bus + ",netdev=second",
+		},
+		While: func(g *scenario.Guest) {
+			ready()
+			if n := <-seen; n == 0 {
+				t.Error("no scan of a guest that was there")
+			}
+			ctx, stop := context.WithTimeout(t.Context(), 4*time.Minute)
+			defer stop()
+			fetch(t, "http://"+g.Address(8080)+"/")
+			if open, _ := scan(ctx, "8080,9080"); !slices.Equal(open, []string{"8080", "9080"}) {
+				t.Errorf("of two ports %v are open", open)
+			}
+			if _, there := scan(ctx, "1-65535", "--max-retries", "0", "--min-rate", "3000"); !there {
+				t.Error("the guest was not there for the whole scan")
+			}
+		},
+	}).Ready(t)
+	ready()
 }
 
 func namesOverTLS(t *testing.T, lab *scenario.Lab) {
