@@ -115,6 +115,9 @@ func record(t *testing.T, lab *scenario.Lab) {
 	if !strings.Contains(text, "\nPrivileged: canarypower privileged cap_add\n") || strings.Contains(text, "Privileged: canaryrecord") {
 		t.Errorf("the record does not name the one service with power beyond its own:\n%s", text)
 	}
+	if !strings.Contains(text, "\nVolume: "+scenario.Volume+" created sealed generation 2\n") {
+		t.Errorf("the record does not say what became of the volume:\n%s", text)
+	}
 	if !strings.Contains(text, "\nFlavour: dev\n") {
 		t.Errorf("the record does not say its flavour:\n%s", text)
 	}

@@ -74,7 +74,16 @@ func (g *Guest) report(v *disk.Volume) {
 	g.Console.Message("HPL02002I", v.Path+"/mount", "")
 	g.note(id, event.Notice, "volume "+state, slog.String("volume", v.Name), slog.String("mount", v.Mount),
 		slog.String("kind", string(v.Kind)), slog.Uint64("generation", v.Generation), slog.String("filesystem", v.Filesystem), slog.Bool("grown", v.Grown), slog.Bool("integrity", v.Integrity))
-	g.record.Add(attest.Fact{Name: "Volume", Text: fmt.Sprintf("%s %s %s generation %d", v.Name, state, v.Kind, v.Generation)})
+	g.record.Add(volumeFact(v, state))
+}
+
+// volumeFact is a volume's line of the record.
+func volumeFact(v *disk.Volume, state string) attest.Fact {
+	header := "foreign" // nothing authenticates it
+	if v.Kind == disk.Ours {
+		header = "sealed"
+	}
+	return attest.Fact{Name: "Volume", Text: fmt.Sprintf("%s %s %s generation %d", v.Name, state, header, v.Generation)}
 }
 
 func (g *Guest) closeVolumes(ctx context.Context) error {
