@@ -64,13 +64,30 @@ func (d *Direct) Search(t *testing.T, needles []Needle) []Hit {
 		}
 	}
 	// The guest went on while it looked: what has no owner and is gone by now
-	// had one when it was found.
-	return slices.DeleteFunc(hits, func(h Hit) bool {
+	// had one when it was found; and a process's own page that is a file's as
+	// well became the file's meanwhile.
+	gone := func(h Hit) bool {
 		now := make([]byte, len(h.Bytes))
 		_, err := ram.ReadAt(now, int64(h.Address))
 		must(t, err)
-		return len(h.Page.Users) == 0 && !bytes.Equal(now, h.Bytes)
-	})
+		return !bytes.Equal(now, h.Bytes)
+	}
+	for i, h := range hits {
+		if own := processesOwn(h.Page.Users); len(own) > 0 && gone(h) {
+			hits[i].Page.Users = own
+		}
+	}
+	return slices.DeleteFunc(hits, func(h Hit) bool { return len(h.Page.Users) == 0 && gone(h) })
+}
+
+// processesOwn are the users of a page that is not a file's.
+func processesOwn(users []string) (own []string) {
+	for _, u := range users {
+		if strings.HasSuffix(u, " [anon]") {
+			own = append(own, u)
+		}
+	}
+	return own
 }
 
 // SearchFile looks for the needles in a file, such as a disk whose guest is off.
