@@ -53,11 +53,15 @@ type sample struct {
 // answer in the servers' place says what he likes, but never a time before
 // floor.
 func AskTime(ctx context.Context, servers []string, floor time.Time) (Reading, error) {
+	return askAll(servers, func(s string) (*sample, error) { return askServer(ctx, s, floor) })
+}
+
+func askAll(servers []string, ask func(string) (*sample, error)) (Reading, error) {
 	samples := make([]*sample, len(servers))
 	errs := make([]error, len(servers))
 	var wg sync.WaitGroup
 	for i, s := range servers {
-		wg.Go(func() { samples[i], errs[i] = askServer(ctx, s, floor) })
+		wg.Go(func() { samples[i], errs[i] = ask(s) })
 	}
 	wg.Wait()
 	r, err := agree(samples)
@@ -70,13 +74,7 @@ func AskTime(ctx context.Context, servers []string, floor time.Time) (Reading, e
 func askServer(ctx context.Context, server string, floor time.Time) (*sample, error) {
 	var last error
 	for range timeTries {
-		opts := ntp.QueryOptions{Timeout: timeWait, Dialer: func(_, remote string) (net.Conn, error) {
-			bounded, stop := context.WithTimeout(ctx, timeWait)
-			defer stop()
-			// Connected: the kernel takes answers of this address only.
-			return (&net.Dialer{}).DialContext(bounded, "udp", remote)
-		}}
-		r, err := ntp.QueryWithOptions(net.JoinHostPort(server, "123"), opts)
+		r, err := queryNTP(ctx, net.JoinHostPort(server, "123"))
 		if err == nil {
 			var s *sample
 			if s, err = judge(r, floor); err == nil {
@@ -89,6 +87,15 @@ func askServer(ctx context.Context, server string, floor time.Time) (*sample, er
 		}
 	}
 	return nil, fmt.Errorf("ask a time server: %w", last)
+}
+
+func queryNTP(ctx context.Context, at string, extensions ...ntp.Extension) (*ntp.Response, error) {
+	return ntp.QueryWithOptions(at, ntp.QueryOptions{Timeout: timeWait, Extensions: extensions, Dialer: func(_, remote string) (net.Conn, error) {
+		bounded, stop := context.WithTimeout(ctx, timeWait)
+		defer stop()
+		// Connected: the kernel takes answers of this address only.
+		return (&net.Dialer{}).DialContext(bounded, "udp", remote)
+	}})
 }
 
 // judge takes a synchronized server's answer with a bounded error.

@@ -14,10 +14,10 @@ import (
 )
 
 // chrony serves NTP in a namespace, as if it were by that much later.
-func chrony(t *testing.T, ns, addr string, lie time.Duration) {
+func chrony(t *testing.T, ns, addr string, lie time.Duration, more ...string) {
 	t.Helper()
 	dir := t.TempDir()
-	conf := write(t, filepath.Join(dir, "chrony.conf"), fmt.Sprintf("local stratum 5\nallow all\nbindaddress %s\ncmdport 0\npidfile %s/pid\nbindcmdaddress /\n", addr, dir))
+	conf := write(t, filepath.Join(dir, "chrony.conf"), fmt.Sprintf("local stratum 5\nallow all\nbindaddress %s\ncmdport 0\npidfile %s/pid\nbindcmdaddress /\n%s\n", addr, dir, strings.Join(more, "\n")))
 	args := []string{"chronyd", "-x", "-d", "-u", "root", "-f", conf}
 	if lie != 0 {
 		// Not by faketime(1), which stays its parent and dies alone.
