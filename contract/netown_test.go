@@ -82,7 +82,14 @@ func TestOwnTime(t *testing.T) {
 	if diff := cmp.Diff(Time{NTP: []string{"time.example.com", "192.0.2.1", "2001:db8::1"}}, w.Plan().Time); diff != "" {
 		t.Error(diff)
 	}
-	for _, bad := range []Time{{NTP: make([]string, maxTimeServers+1)}, {NTP: []string{"a b"}}} {
+	s["env"] = strings.Replace(s["env"], "{ntp: [", "{nts: [", 1)
+	if v, err = runSections(t, s, false).verdict(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Time{NTS: []string{"time.example.com", "192.0.2.1", "2001:db8::1"}}, v.Plan().Time); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []Time{{NTP: make([]string, maxTimeServers+1)}, {NTP: []string{"a b"}}, {NTS: []string{"a b"}}, {NTP: []string{"a"}, NTS: []string{"b"}}} {
 		if bad.check() == nil {
 			t.Errorf("%v: accepted", bad)
 		}

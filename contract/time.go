@@ -1,10 +1,14 @@
 package contract
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
-// Time is env.x-hpcr.time.
+// Time is env.x-hpcr.time. Of both lists at most one is given.
 type Time struct {
 	NTP []string `json:"ntp,omitempty"` // names or IP addresses; none = DHCP's
+	NTS []string `json:"nts,omitempty"` // servers that prove who they are; without their word the guest does not start
 }
 
 const maxTimeServers = 8
@@ -15,14 +19,19 @@ func (r *run) ownTime(a at) {
 		return
 	}
 	r.closed(a, "ntp", "nts")
-	r.unsupported(schema, a.get("nts"), "x-hpcr.time.nts")
-	list := a.get("ntp")
+	r.plan.Time = Time{NTP: r.timeServers(a.get("ntp")), NTS: r.timeServers(a.get("nts"))}
+	if nts := a.get("nts"); nts.present() && a.get("ntp").present() {
+		r.fail(schema, nts, "servers that prove who they are stand beside such that do not", "name servers under nts or under ntp")
+	}
+}
+
+func (r *run) timeServers(list at) (out []string) {
 	if !list.present() || !r.list(list) {
-		return
+		return nil
 	}
 	if len(list.n.vals) == 0 || len(list.n.vals) > maxTimeServers {
 		r.fail(schema, list, "there must be 1 to 8 time servers", "name an odd number of them: more than half must agree")
-		return
+		return nil
 	}
 	seen := map[string]bool{}
 	for i := range list.n.vals {
@@ -31,16 +40,17 @@ func (r *run) ownTime(a at) {
 			r.fail(schema, list.item(i), "this server is named twice", "name each once: more than half must agree")
 		}
 		seen[s] = true
-		r.plan.Time.NTP = append(r.plan.Time.NTP, s)
+		out = append(out, s)
 	}
+	return out
 }
 
 // check repeats what the agent relies on.
 func (t *Time) check() error {
-	if len(t.NTP) > maxTimeServers {
+	if len(t.NTP) > maxTimeServers || len(t.NTS) > maxTimeServers || len(t.NTP) > 0 && len(t.NTS) > 0 {
 		return errors.New("time servers")
 	}
-	for _, s := range t.NTP {
+	for _, s := range slices.Concat(t.NTP, t.NTS) {
 		if !validHost(s) {
 			return errors.New("time server")
 		}

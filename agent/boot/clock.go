@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hpcr/agent/event"
+	"hpcr/agent/hpl"
 	"hpcr/network"
 )
 
@@ -18,15 +19,17 @@ import (
 const (
 	syncLimit  = 6 * time.Second // for the answers; the phase has 10
 	syncEvery  = 5 * time.Minute
-	syncAgain  = 30 * time.Second       // when nobody answered
-	lookEvery  = 10 * time.Second       // at the clock itself
+	syncAgain  = 30 * time.Second // when nobody answered
+	proveLimit = 40 * time.Second // for answers by NTS: handshakes, and tries again; the phase has a minute
+	lookEvery  = 10 * time.Second // at the clock itself
+	proveAgain = time.Second
 	slewLimit  = 128 * time.Millisecond // below it the clock runs faster or slower; above it is set
 	jumpNotice = time.Second
 )
 
-// clock is the system's, kept by servers whom nobody vouches for. So it never
-// goes before the floor, and once it was set it goes back by no step: who
-// could turn it back could have ended certificates accepted again.
+// clock is the system's, kept by servers whom, but for NTS, nobody vouches for.
+// So it never goes before the floor, and once it was set it goes back by no
+// step: who could turn it back could have ended certificates accepted again.
 type clock struct {
 	floor   time.Time
 	servers []string
@@ -35,6 +38,8 @@ type clock struct {
 	step    func(time.Time) error
 	slew    func(time.Duration) error
 	say     event.Sink
+	limit   time.Duration // for all answers of one time
+	vouched string        // who says that the servers are who they are
 
 	set     bool // servers have agreed once
 	refused bool // it is ahead of what the servers say, and that was told
@@ -63,14 +68,29 @@ func (g *Guest) now() time.Time {
 
 // setTime sets the clock to the floor at least, and by the time servers of the
 // contract, or else of DHCP. Silence of theirs does not end the boot: whoever
-// can silence them could as well have lied.
+// can silence them could as well have lied. That of NTS servers does, for they
+// cannot be made to lie.
 func (g *Guest) setTime(ctx context.Context) error {
 	c := &clock{
 		floor: g.floor, servers: g.plan.Time.NTP, ask: network.AskTime,
 		now: time.Now, step: stepClock, slew: slewClock, say: g.Hub.Emit,
+		limit: syncLimit, vouched: "whom nobody vouches for",
 	}
 	if err := c.raise(); err != nil {
 		return err
+	}
+	if len(g.plan.Time.NTS) > 0 {
+		trust, err := network.RegistryConfig(rootsFile, g.plan.CACerts, g.now)
+		if err != nil {
+			return err
+		}
+		c.servers, c.ask = g.plan.Time.NTS, network.NewNTS(trust, g.now).Ask
+		c.limit, c.vouched = proveLimit, "who prove who they are"
+		if err := c.prove(ctx); err != nil {
+			return err
+		}
+		go c.keep(context.Background())
+		return nil
 	}
 	if len(c.servers) == 0 {
 		for _, a := range g.net.Timeservers() {
@@ -88,6 +108,22 @@ func (g *Guest) setTime(ctx context.Context) error {
 	}
 	go c.keep(context.Background())
 	return nil
+}
+
+// prove asks until the servers have agreed.
+func (c *clock) prove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.limit)
+	defer cancel()
+	for {
+		if err := c.sync(ctx); err != nil || c.set {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return hpl.New("HPL14001E", "/env/x-hpcr/time/nts", "no majority of the time servers proves itself and agrees: see the log, or name others")
+		case <-time.After(proveAgain):
+		}
+	}
 }
 
 // raise brings the clock to the floor.
@@ -140,7 +176,7 @@ func (c *clock) sync(ctx context.Context) error {
 	}
 	c.refused, c.set = false, true
 	if first {
-		c.tell(event.ClockSet, event.Notice, "the clock is set by the time servers, whom nobody vouches for", agreed...)
+		c.tell(event.ClockSet, event.Notice, "the clock is set by the time servers, "+c.vouched, agreed...)
 	}
 	return nil
 }
@@ -171,7 +207,7 @@ func (c *clock) keep(ctx context.Context) {
 		if err := c.raise(); err != nil {
 			c.tell(event.ClockUnset, event.Error, "the clock cannot be set", slog.String("error", err.Error()))
 		}
-		limited, cancel := context.WithTimeout(ctx, syncLimit)
+		limited, cancel := context.WithTimeout(ctx, c.limit)
 		err := c.sync(limited)
 		cancel()
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"hpcr/agent/event"
+	"hpcr/agent/hpl"
 	"hpcr/network"
 )
 
@@ -80,6 +81,30 @@ func TestClock(t *testing.T) {
 				t.Errorf("events %q, want %q", got, tt.events)
 			}
 		})
+	}
+}
+
+// Servers that can prove themselves and do not end the boot, in time.
+func TestClockProved(t *testing.T) {
+	now := time.Now()
+	tries := 0
+	c := &clock{
+		now: func() time.Time { return now }, limit: 5 * time.Second, say: func(event.Event) {},
+		slew: func(time.Duration) error { return nil },
+		ask: func(context.Context, []string, time.Time) (network.Reading, error) {
+			if tries++; tries < 3 {
+				return network.Reading{}, errors.New("nobody")
+			}
+			return network.Reading{Agreed: 1, Of: 1}, nil
+		},
+	}
+	if err := c.prove(t.Context()); err != nil || !c.set || tries != 3 {
+		t.Errorf("after %d tries: %v", tries, err)
+	}
+	c.set, c.limit, tries = false, 100*time.Millisecond, -1000
+	var coded *hpl.Error
+	if err := c.prove(t.Context()); !errors.As(err, &coded) || coded.Code != "HPL14001E" {
+		t.Errorf("nobody answers: %v", err)
 	}
 }
 

@@ -13,9 +13,9 @@ import (
 
 // certificate is one whose end a running guest speaks of, to its owner only.
 type certificate struct {
-	name     string // of the file or field, ours
+	name     string                   // of the file or field, ours
 	schedule func() contract.Schedule // of the certificate that there is now
-	valid    hpl.Code // "" = nothing to say while the end is far
+	valid    hpl.Code                 // "" = nothing to say while the end is far
 	ending   hpl.Code
 	ended    hpl.Code
 	plain    bool // an identity of the contract's: HPCR has no codes for it

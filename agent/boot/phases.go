@@ -25,7 +25,7 @@ func (g *Guest) Phases() []Phase {
 
 		// Reach the owner.
 		{Name: "network", Limit: 2 * time.Minute, Code: "HPL14002E", Do: g.openNetwork, Undo: g.closeLinks},
-		{Name: "time", Limit: quick, Code: "HPL11000E", Do: g.setTime},
+		{Name: "time", Limit: tool, Code: "HPL11000E", Do: g.setTime},
 		{Name: "expiry", Limit: quick, Code: "HPL12007E", Do: g.checkExpiry},
 		{Name: "logging", Limit: time.Minute, Code: "HPL01011E", Do: g.openLog, Undo: g.closeLog},
 

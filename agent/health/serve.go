@@ -47,7 +47,6 @@ func (s *State) ServeTCP(ctx context.Context, addr string) error {
 // Serve takes l over and closes it when ctx ends; that is no error.
 func (s *State) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, s.answer) }
 
-
 func (s *State) serve(ctx context.Context, l net.Listener, answer http.HandlerFunc) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
