@@ -76,6 +76,16 @@ var networkScenarios = []scenario.Scenario{
 		Run:   wrongClocks,
 	},
 	{
+		Name:     "a clock at 2100 is set by a time server that proves who it is, and nothing starts without its word",
+		Attacker: "a host whose clock is wrong by decades, which then silences the server",
+		Claim: "With env.x-hpcr.time.nts the clock is right before the log host's certificate is judged, although chronyd's own is not valid at 2100; " +
+			"without an answer the guest fails with HPL14001E and powers off in order.",
+		Tier:  scenario.Full,
+		Archs: scenario.Both,
+		Cost:  70 * time.Second,
+		Run:   provedClock,
+	},
+	{
 		Name:     "names are asked by TLS alone",
 		Attacker: "a host whose resolver, the one that DHCP names, answers as it likes",
 		Claim: "With env.x-hpcr.dns a container on the project's network and one on the guest's own, whose resolver is the agent's too, " +
@@ -232,23 +242,47 @@ func namesOverTLS(t *testing.T, lab *scenario.Lab) {
 // can have.
 var ntpPort sync.Mutex
 
-// wrongClocks: chronyd is a foreign server, behind QEMU's network.
-func wrongClocks(t *testing.T, lab *scenario.Lab) {
+// chronyd is a foreign time server, behind QEMU's network, until it is stopped.
+func chronyd(t *testing.T, lab *scenario.Lab, more string) (stop func()) {
+	t.Helper()
 	ntpPort.Lock()
-	defer ntpPort.Unlock()
-	conf := lab.File(t, "chrony.conf", fmt.Appendf(nil, "local stratum 5\nallow all\nbindaddress %s\ncmdport 0\nbindcmdaddress /\npidfile %s\n", peers.Loopback, filepath.Join(lab.Dir, "chrony.pid")))
-	ctx, stop := context.WithCancel(t.Context())
+	conf := lab.File(t, "chrony.conf", fmt.Appendf(nil, "local stratum 5\nallow all\nbindaddress %s\ncmdport 0\nbindcmdaddress /\npidfile %s\n%s", peers.Loopback, filepath.Join(lab.Dir, "chrony.pid"), more))
+	ctx, end := context.WithCancel(t.Context())
 	chrony := exec.CommandContext(ctx, "chronyd", "-x", "-d", "-u", "root", "-f", conf)
 	chrony.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := chrony.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		stop()
+	stop = sync.OnceFunc(func() {
+		end()
 		if err := chrony.Wait(); err == nil {
 			t.Error("chronyd ended by itself")
 		}
-	}()
+		ntpPort.Unlock()
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func provedClock(t *testing.T, lab *scenario.Lab) {
+	id, err := lab.RegistryCA.Server("time", peers.GuestHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := chronyd(t, lab, fmt.Sprintf("ntsservercert %s\nntsserverkey %s\n", lab.File(t, "time.crt", id.Cert), lab.File(t, "time.key", id.Key)))
+	c := lab.Contract(t)
+	c.Workload.Volumes, c.Env.Volumes = nil, nil
+	c.Workload.Compose = lab.Compose(t, fmt.Sprintf("services:\n  canaryidle:\n    image: %s\n    command: [idle]\n", lab.Web(t)))
+	c.Env.XHPCR = map[string]any{"time": map[string]any{"nts": []string{peers.GuestHost}}}
+	userData := lab.Encrypt(t, c)
+	lab.Boot(t, scenario.Boot{UserData: userData, Args: []string{"--rtc", "2100-01-01T00:00:00Z"}}).Ready(t)
+	logged(t, lab, "who prove who they are")
+	stop()
+	lab.Boot(t, scenario.Boot{UserData: userData}).Failed(t, "HPL14001E")
+}
+
+func wrongClocks(t *testing.T, lab *scenario.Lab) {
+	chronyd(t, lab, "")
 	for rtc, events := range map[string][]string{"1970-01-01T00:00:00Z": {"clock.jumped", "clock.set"}, "2100-01-01T00:00:00Z": {"clock.set"}} {
 		c := lab.Contract(t)
 		c.Workload.Volumes, c.Env.Volumes = nil, nil
