@@ -4,6 +4,7 @@ package test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"hpcr/initramfs/qemu"
 	"hpcr/test/peers"
 	"hpcr/test/scenario"
 )
@@ -31,6 +33,25 @@ var logScenarios = []scenario.Scenario{{
 	Archs: []string{scenario.AMD64},
 	Cost:  55 * time.Second,
 	Run:   outage,
+}, {
+	Name:     "with a scratch disk a flood while the log host is away costs nobody a line",
+	Attacker: "a container that writes twice what memory holds for the log while the collector is down, and a host that reads the disk",
+	Claim:    "Counted at rsyslog, from numbers that the containers wrote: every line of both containers arrives, and none is counted as lost. The disk shows none of them.",
+	Tier:     scenario.Full,
+	Archs:    []string{scenario.AMD64},
+	Cost:     90 * time.Second,
+	Run: func(t *testing.T, lab *scenario.Lab) {
+		disk := filepath.Join(lab.Dir, "scratch.img")
+		f, err := os.Create(disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(f.Truncate(500<<20), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		outageOn(t, lab, qemu.Options{Disks: []qemu.Disk{{Serial: "scratch", File: disk}}}, false)
+		lacks(t, disk, []byte("canaryflood"), []byte("flood=29999"))
+	},
 }, {
 	Name:     "a log host that is away when the guest stops hears all of it from the next boot",
 	Attacker: "a host that cuts the way to the log host before it stops the guest",
@@ -300,7 +321,10 @@ var (
 	anyCode  = regexp.MustCompile(`HPL\d+E`)
 )
 
-func outage(t *testing.T, lab *scenario.Lab) {
+func outage(t *testing.T, lab *scenario.Lab) { outageOn(t, lab, qemu.Options{}, true) }
+
+// outageOn is an outage of a guest on a machine; loses = memory alone takes the flood.
+func outageOn(t *testing.T, lab *scenario.Lab, o qemu.Options, loses bool) {
 	host := collector(t, lab)
 	c := lab.Small(t)
 	c.Env.Logging = peers.SyslogTo(host.Port(), lab.LogCA, lab.LogClient)
@@ -330,7 +354,7 @@ func outage(t *testing.T, lab *scenario.Lab) {
     stop_grace_period: 1s
     ports: ["8080-8081:8080-8081"]
 `, lab.Web(t), floodWidth, floodLines))
-	d := lab.Direct(t, lab.Encrypt(t, c), 8080, 8081)
+	d := lab.DirectMachine(t, lab.Encrypt(t, c), o, 8080, 8081)
 	at := func(what string) func(string) bool {
 		return func(m string) bool { return strings.Contains(m, what) }
 	}
@@ -360,7 +384,7 @@ func outage(t *testing.T, lab *scenario.Lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	countLines(t, messages)
+	countLines(t, messages, loses)
 }
 
 // outageLength is 20 s, and 10 minutes where hours are.
@@ -462,7 +486,7 @@ func withoutRepeats(t *testing.T, messages []string) (once []string) {
 }
 
 // countLines counts what arrived.
-func countLines(t *testing.T, messages []string) {
+func countLines(t *testing.T, messages []string, loses bool) {
 	messages = withoutRepeats(t, messages)
 	steady, flood, lost := map[int]bool{}, map[int]bool{}, map[string]int{}
 	highest, last, kernel, agent, fake := 0, 0, 0, 0, 0
@@ -519,7 +543,7 @@ func countLines(t *testing.T, messages []string) {
 	if last < 60 || len(steady) != last || len(missing) > 0 {
 		t.Errorf("the steady container wrote %d lines, %d arrived; missing: %.300v", last, len(steady), missing)
 	}
-	if lost["canaryflood stdout"] == 0 || len(lost) != 1 || len(flood)+lost["canaryflood stdout"] != floodLines {
+	if loses != (len(lost) > 0) || len(lost) > 1 || len(flood)+lost["canaryflood stdout"] != floodLines {
 		t.Errorf("of %d lines of the flood %d arrived; counted as lost: %v", floodLines, len(flood), lost)
 	}
 	if kernel != 1 || agent != 1 || fake != 1 {

@@ -80,7 +80,7 @@ func (g *Guest) followKernel(ship *logship.Shipper) {
 	to := ship.Source(logship.Origin{Name: "kernel", Facility: logship.FacilityKernel, App: "kernel", Foreign: true})
 	err := kmsg.Follow(g.kernel, func(r kmsg.Record, missed uint64) {
 		if missed > 0 {
-			g.note(event.LogLost, event.Warning, "messages of the kernel were overwritten before they were read", slog.Uint64("count", missed))
+			g.note(event.LogLost, event.Warning, "messages of the kernel were overwritten before they were read, or have another form", slog.Uint64("count", missed))
 		}
 		to.Send(logship.Entry{Severity: r.Severity, Text: r.Text})
 	})

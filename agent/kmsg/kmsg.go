@@ -54,11 +54,15 @@ func Open() (*os.File, error) {
 	return os.OpenFile("/dev/kmsg", os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
+// maxOdd is how many reads may fail one after the other.
+const maxOdd = 1000
+
 // Follow reads records until r is closed, each with the number of those that
-// were overwritten before it. Each read of r must return one record.
+// are missing before it: overwritten, too long or of another form. Each read of r
+// must return one record.
 func Follow(r io.Reader, say func(rec Record, missed uint64)) error {
 	buf := make([]byte, maxRecord)
-	next, begun := uint64(0), false
+	next, begun, odd := uint64(0), false, 0
 	for {
 		n, err := r.Read(buf)
 		switch {
@@ -66,13 +70,17 @@ func Follow(r io.Reader, say func(rec Record, missed uint64)) error {
 			continue
 		case errors.Is(err, os.ErrClosed), errors.Is(err, io.EOF):
 			return nil
-		case err != nil:
+		case err != nil && !errors.Is(err, syscall.EINVAL): // a record longer than buf, which the kernel then skips
 			return err
 		}
-		rec, err := Parse(buf[:n])
-		if err != nil {
-			return err
+		rec, perr := Parse(buf[:n])
+		if err = errors.Join(err, perr); err != nil {
+			if odd++; odd == maxOdd {
+				return err
+			}
+			continue
 		}
+		odd = 0
 		missed := uint64(0)
 		if begun && rec.Seq > next {
 			missed = rec.Seq - next

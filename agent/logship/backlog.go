@@ -428,14 +428,21 @@ func (s *Shipper) park(b *backlog) (kept int, err error) {
 		}
 		return out
 	}
-	before, after := append(fresh(s.repeat), fresh(b.read)...), b.writing
+	// To a server that takes nothing more, what was written may not have arrived.
+	var flying []*item
+	if len(s.sending) > 0 || s.unacked() > 0 {
+		flying = append(flying, s.fl.items...)
+		flying = append(flying, s.sending...)
+	}
+	flying = append(flying, s.repeat...)
+	before, after := append(fresh(flying), fresh(b.read)...), b.writing
 	if b.stolen {
 		after = nil
 	}
 	// A file that was read stays if a message of it was not written to any
-	// connection, or was to one that broke.
+	// connection, or was to one that broke or hangs.
 	stays := map[*segment]int{}
-	for _, it := range append(s.repeat, b.read...) {
+	for _, it := range append(flying, b.read...) {
 		if it.seg != nil {
 			stays[it.seg]++
 		}

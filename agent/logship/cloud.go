@@ -55,7 +55,7 @@ type service struct {
 	key       *secret.Secret
 	client    *http.Client
 
-	token     string
+	token     string    // not a Secret: each request's header needs it as a string
 	renew     time.Time // when the token is old
 	notBefore time.Time // as the service asked, or as failures of batches demand
 	failed    int       // batches, one after the other
@@ -123,6 +123,8 @@ type batchRefused struct{ status int }
 func (e *batchRefused) Error() string {
 	return fmt.Sprintf("the log service refused them: HTTP status %d", e.status)
 }
+
+func (e *batchRefused) tooLarge() bool { return e.status == http.StatusRequestEntityTooLarge }
 
 // open proves that the service takes messages. A probe that fails is sent again,
 // with its number: another would leave a hole, which to the owner is a loss.
@@ -232,8 +234,9 @@ func (c *cloudLink) acked() uint64          { return c.total }
 func (c *cloudLink) sure() bool             { return true }
 func (c *cloudLink) ended() <-chan struct{} { return nil }
 
-func (c *cloudLink) finish() {
+func (c *cloudLink) finish() bool {
 	c.s.client.CloseIdleConnections()
+	return true
 }
 
 func (c *cloudLink) abort() error {

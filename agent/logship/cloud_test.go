@@ -113,10 +113,12 @@ func TestCloudTroubles(t *testing.T) {
 		answer func(n int, w http.ResponseWriter, r *http.Request) bool
 		renews bool // a new token is taken
 	}{
-		"busy":           {answer: status(http.StatusTooManyRequests)},
-		"broken":         {answer: status(http.StatusInternalServerError)},
-		"away":           {answer: status(http.StatusServiceUnavailable)},
-		"forgets tokens": {answer: status(http.StatusUnauthorized), renews: true},
+		"busy":   {answer: status(http.StatusTooManyRequests)},
+		"broken": {answer: status(http.StatusInternalServerError)},
+		"away":   {answer: status(http.StatusServiceUnavailable)},
+		"has lost our role, which its owner gives back": {answer: status(http.StatusForbidden)},
+		"has moved, and comes back":                     {answer: status(http.StatusNotFound)},
+		"forgets tokens":                                {answer: status(http.StatusUnauthorized), renews: true},
 		"forgets tokens and is away": {answer: func(n int, w http.ResponseWriter, r *http.Request) bool {
 			switch {
 			case n == 1:
@@ -279,6 +281,79 @@ func TestCloudRefuses(t *testing.T) {
 		}
 	}
 	t.Errorf("the loss is not told: %v", s.Entries())
+}
+
+// TestCloudSplits: a request that is too large for the service is divided; only
+// a message that is too large by itself is lost, counted and told.
+func TestCloudSplits(t *testing.T) {
+	t.Parallel()
+	s, ca := newIngestion(t)
+	ship := open(t, cloudConfig(s, ca, apiKey))
+	defer ship.Close()
+	const limit, n = 6000, 100
+	s.Change(func(_ int, w http.ResponseWriter, r *http.Request) bool {
+		body, err := io.ReadAll(r.Body)
+		if err == nil && len(body) > limit {
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return true
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		return false
+	})
+	web, big := ship.Source(Origin{Name: "web", App: "web"}), ship.Source(Origin{Name: "big", App: "big"})
+	for i := range n {
+		web.Send(Entry{Text: fmt.Appendf(nil, "n=%d", i)})
+		if i == n/2 {
+			big.Send(Entry{Text: bytes.Repeat([]byte("x"), limit)})
+		}
+	}
+	drain(t, ship)
+	var got, losses []string
+	for _, e := range s.Entries() {
+		switch {
+		case e.Subsystem == "web":
+			got = append(got, e.Text["message"])
+		case e.Text["event"] == "log.lost":
+			losses = append(losses, e.Text["lost"]+" of "+e.Text["source"])
+			if !strings.Contains(e.Text["message"], "HTTP status 413") {
+				t.Errorf("%v", e.Text)
+			}
+		}
+	}
+	var want []string
+	for i := range n {
+		want = append(want, fmt.Sprintf("n=%d", i))
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"1 of big"}, losses); diff != "" || ship.Stats().Lost != 1 {
+		t.Errorf("%s, %+v", diff, ship.Stats())
+	}
+}
+
+// TestCloudSaysWhy: after a time without log the owner hears what the service said.
+func TestCloudSaysWhy(t *testing.T) {
+	t.Parallel()
+	s, ca := newIngestion(t)
+	ship := open(t, cloudConfig(s, ca, apiKey))
+	defer ship.Close()
+	s.Change(func(n int, w http.ResponseWriter, _ *http.Request) bool {
+		if n < 3 {
+			w.WriteHeader(http.StatusForbidden)
+		}
+		return n < 3
+	})
+	ship.Source(Origin{Name: "web", App: "web"}).Send(Entry{Text: []byte("x")})
+	waitMessages(t, s, 1)
+	waitStats(t, ship, "it is back", func(st Stats) bool { return st.Reconnects > 0 })
+	drain(t, ship)
+	for _, e := range s.Entries() {
+		if e.Text["event"] == "log.reconnected" && strings.HasSuffix(e.Text["message"], "HTTP status 403") {
+			return
+		}
+	}
+	t.Errorf("nobody says why: %v", s.Entries())
 }
 
 // TestCloudRefusesAll: a service that takes nothing but the probe is not talked to

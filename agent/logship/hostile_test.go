@@ -82,7 +82,7 @@ func TestSlowReader(t *testing.T) {
 			return
 		}
 		back := make(chan struct{})
-		go func() { io.Copy(in, out); close(back) }()
+		go func() { io.Copy(in, out); in.(*net.TCPConn).CloseWrite(); close(back) }()
 		for err = nil; err == nil; time.Sleep(50 * time.Millisecond) {
 			_, err = io.CopyN(out, in, 128<<10/20)
 		}

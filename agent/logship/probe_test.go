@@ -72,6 +72,10 @@ func TestProbe(t *testing.T) {
 	}{
 		"good, TLS 1.3":             {good, append(verify, "-tls1_3"), client, nil, ""},
 		"good, TLS 1.2":             {good, append(verify, "-tls1_2"), client, nil, ""},
+		"RSA, TLS 1.3":              {ours.issueFor(t, rsaKey(t, 2048), nil), append(verify, "-tls1_3"), client, nil, ""},
+		"RSA, TLS 1.2":              {ours.issueFor(t, rsaKey(t, 3072), nil), append(verify, "-tls1_2"), client, nil, ""},
+		"wants no certificate":      {good, nil, client, nil, ""},
+		"TLS 1.1 only":              {good, []string{"-tls1_1", "-cipher", "ALL:@SECLEVEL=0"}, client, nil, "must offer TLS 1.3, or 1.2"},
 		"client refused, TLS 1.3":   {good, append(verify, "-tls1_3"), other.issue(t, nil), nil, "refused our client certificate"},
 		"client refused, TLS 1.2":   {good, append(verify, "-tls1_2"), other.issue(t, nil), nil, "refused our client certificate"},
 		"client expired":            {good, verify, ours.issue(t, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), nil, "refused our client certificate"},
@@ -257,6 +261,7 @@ func TestGap(t *testing.T) {
 		}
 		<-stuck
 		msgs, _ := unframe(r)
+		c.Close() // as a server does when its client says goodbye
 		done <- msgs
 	}()
 	c := config(t, a, a.issue(t, nil), 1)

@@ -16,7 +16,8 @@ const (
 	dialLimit    = 15 * time.Second // to connect, TLS included
 	writeLimit   = 10 * time.Second // for one TLS record to leave, at most 16 KiB
 	ackLimit     = 20 * time.Second // for the server's kernel to acknowledge anything
-	closeLimit   = time.Second      // for the server to take what is on its way
+	closeLimit   = time.Second      // for the backlog's disk
+	goodbyeLimit = 3 * time.Second  // for the server to read what is on its way
 	sendBuffer   = 512 << 10        // of our kernel; it takes twice that
 	minProbeWait = 200 * time.Millisecond
 	maxProbeWait = 2 * time.Second
@@ -31,7 +32,7 @@ type link interface {
 	sure() bool                          // send returns when the log host itself has it
 	ended() <-chan struct{}
 	abort() error
-	finish()
+	finish() bool // true = the log host has read all that was written
 }
 
 // session is a connection to a syslog server. Its reader sees the server's
@@ -175,13 +176,22 @@ func (c *session) abort() error {
 }
 
 // finish says goodbye and gives the server a moment to take what is on its way.
-func (c *session) finish() {
-	if c.conn.CloseWrite() == nil {
-		select {
-		case <-c.dead:
-		case <-time.After(closeLimit):
+// A server that ends the connection only then has read everything: had it not,
+// its kernel would reset the connection.
+func (c *session) finish() bool {
+	answered := false
+	select {
+	case <-c.dead: // before
+	default:
+		if c.conn.CloseWrite() == nil {
+			select {
+			case <-c.dead:
+				answered = errors.Is(c.err, io.EOF) || errors.Is(c.err, io.ErrUnexpectedEOF) // without its own close_notify
+			case <-time.After(goodbyeLimit):
+			}
 		}
 	}
 	// The goodbye was said or could not be: nobody is left to tell.
 	_ = c.abort()
+	return answered
 }

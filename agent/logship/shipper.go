@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -64,9 +65,12 @@ type Shipper struct {
 	backlog *backlog // older than the spool; nil = memory alone
 	repeat  []*item  // of a broken connection; they go before all else
 	seq     uint32   // the next sequenceId
-	busy    bool     // a batch is being written
+	sending []*item  // a batch that is being written, or that could not be
+	link    link     // the present connection, or nil
+	fl      flight   // what was written to it
 	closed  bool
 	batch   int   // octets that are sent at once
+	most    int   // what batch grows to again
 	stats   Stats // the counters of it
 }
 
@@ -117,6 +121,7 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 		seq:  1,
 
 		batch:  batchBytes,
+		most:   batchBytes,
 		forget: func() {},
 	}
 	failed := probeError
@@ -127,7 +132,7 @@ func Open(ctx context.Context, c Config, dial DialFunc) (*Shipper, error) {
 		}
 		s.connect = func(ctx context.Context) (link, error) { return service.open(ctx, s.probeMessage) }
 		s.forget = service.key.Wipe
-		failed, s.batch = cloudError, cloudBatch
+		failed, s.batch, s.most = cloudError, cloudBatch, cloudBatch
 	} else {
 		config, err := tlsConfig(c)
 		if c.DNA != nil {
@@ -218,7 +223,7 @@ func (s *Shipper) Stats() Stats {
 	return st
 }
 
-// Drain waits until everything sent so far has been written to the server.
+// Drain waits until the server's kernel, or the service, has everything sent so far.
 func (s *Shipper) Drain(ctx context.Context) error {
 	for {
 		waiting := s.waiting()
@@ -239,15 +244,24 @@ func (s *Shipper) waiting() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	older, _ := s.backlog.waiting()
-	n := s.spool.n + len(s.repeat) + older
-	if s.busy {
+	return s.spool.n + len(s.repeat) + older + len(s.sending) + s.unacked()
+}
+
+// unacked counts what was written and the server's kernel has not acknowledged.
+func (s *Shipper) unacked() (n int) {
+	if len(s.fl.items) == 0 {
+		return 0
+	}
+	acked := s.link.acked()
+	for n < len(s.fl.items) && s.fl.items[len(s.fl.items)-1-n].end > acked {
 		n++
 	}
 	return n
 }
 
 // Close ends the connection in order (close_notify). What still waits is lost:
-// Drain before.
+// Drain before. A server that does not end the connection, too, may not have read
+// what it got in the last 30 seconds: all of it counts as not sent.
 func (s *Shipper) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -264,7 +278,7 @@ func (s *Shipper) Close() error {
 		}
 	}
 	if n := s.waiting(); n > 0 {
-		return fmt.Errorf("%d log messages were not sent", n)
+		return fmt.Errorf("%d log messages are not known to have arrived", n)
 	}
 	return nil
 }
@@ -273,49 +287,66 @@ func (s *Shipper) Close() error {
 func (s *Shipper) run(ctx context.Context, c link) {
 	defer close(s.done)
 	for {
-		s.connected(true)
-		unsure := s.pump(ctx, c)
-		if ctx.Err() != nil {
-			c.finish()
+		s.connected(c)
+		why := s.pump(ctx, c)
+		ends := ctx.Err() != nil
+		arrived := ends && c.finish() && why == nil
+		if !ends {
+			_ = c.abort() // broken already
+		}
+		n := s.broken(arrived)
+		if ends {
 			return
 		}
-		s.connected(false)
-		_ = c.abort() // broken already
 		broke := time.Now()
-		s.mu.Lock()
-		// Written but not yet settled, and what an earlier break had left.
-		s.repeat = append(unsure, s.repeat...)
-		s.spool.flying = size(s.repeat)
-		s.busy = false
-		n := len(unsure)
-		s.mu.Unlock()
-		if c = s.reconnect(ctx); c == nil {
+		if c = s.reconnect(ctx, &why); c == nil {
 			return
 		}
-		s.own.Send(Entry{Severity: SeverityWarning, MsgID: string(event.LogReconnected),
-			Text: fmt.Appendf(nil, "connected to the log server again after %d s; %d messages sent shortly before are repeated with their numbers", int(time.Since(broke).Seconds()), n)})
+		text := fmt.Appendf(nil, "connected to the log server again after %d s; %d messages sent shortly before are repeated with their numbers", int(time.Since(broke).Seconds()), n)
+		if st := new(stageError); errors.As(why, &st) && st.status != 0 {
+			text = fmt.Appendf(text, "; the last answer before was HTTP status %d", st.status)
+		}
+		s.own.Send(Entry{Severity: SeverityWarning, MsgID: string(event.LogReconnected), Text: text})
 	}
 }
 
-func (s *Shipper) connected(yes bool) {
+// broken takes back what may not have arrived; n = how many messages. They go
+// before what an earlier break had left.
+func (s *Shipper) broken(arrived bool) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stats.Connected = yes
+	unsure := append(s.fl.items, s.sending...)
+	if arrived {
+		unsure = nil
+	}
+	s.repeat = append(unsure, s.repeat...)
+	s.spool.flying = size(s.repeat)
+	s.link, s.fl, s.sending, s.stats.Connected = nil, flight{}, nil, false
+	return len(unsure)
 }
 
-func (s *Shipper) reconnect(ctx context.Context) link {
+func (s *Shipper) connected(c link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.link, s.stats.Connected = c, true
+}
+
+// reconnect tries until ctx ends. why is left at the last failure.
+func (s *Shipper) reconnect(ctx context.Context, why *error) link {
 	for attempt := 0; ; attempt++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(backoff(attempt, rand.Float64())):
 		}
-		if c, err := s.connect(ctx); err == nil {
+		c, err := s.connect(ctx)
+		if err == nil {
 			s.mu.Lock()
 			s.stats.Reconnects++
 			s.mu.Unlock()
 			return c
 		}
+		*why = err
 	}
 }
 
@@ -329,29 +360,24 @@ func backoff(attempt int, random float64) time.Duration {
 	return d/2 + time.Duration(random*float64(d/2))
 }
 
-// pump writes until ctx ends or the connection breaks, and returns what may
-// not have arrived.
-func (s *Shipper) pump(ctx context.Context, c link) []*item {
-	var (
-		fl   flight
-		tick = time.NewTicker(settleTick)
-	)
+// pump writes until ctx ends or the connection breaks, which it returns the
+// cause of.
+func (s *Shipper) pump(ctx context.Context, c link) error {
+	tick := time.NewTicker(settleTick)
 	defer tick.Stop()
 	settle := func() {
-		gone := fl.settle(time.Now(), c.acked())
 		s.mu.Lock()
-		s.settled(gone)
-		s.spool.flying = fl.bytes + size(s.repeat)
-		s.mu.Unlock()
+		defer s.mu.Unlock()
+		s.settled(s.fl.settle(time.Now(), c.acked()))
+		s.spool.flying = s.fl.bytes + size(s.repeat)
 	}
-	for {
+	for ctx.Err() == nil {
 		batch := s.take()
 		if batch == nil {
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-c.ended():
-				return fl.items
+				return io.EOF
 			case <-s.wake:
 			case <-tick.C:
 				settle()
@@ -361,32 +387,25 @@ func (s *Shipper) pump(ctx context.Context, c link) []*item {
 		}
 		err := c.send(ctx, batch)
 		var refused *batchRefused
-		if errors.As(err, &refused) {
-			s.refuse(batch, refused)
-			continue
-		}
-		s.wrote(batch, c.written(), err)
 		switch {
+		case errors.As(err, &refused):
+			s.refuse(batch, refused)
+			pause(ctx, cloudPause) // it may refuse all
 		case err != nil:
-			return append(fl.items, batch...)
-		case c.sure():
-			s.mu.Lock()
-			s.settled(batch)
-			few := s.spool.bytes < s.batch/2
-			s.mu.Unlock()
-			if few { // one request for what is said together
-				select {
-				case <-ctx.Done():
-				case <-time.After(cloudPause):
-				}
-			}
-		default:
-			fl.add(batch)
+			return err
+		case s.wrote(batch, c):
+			pause(ctx, cloudPause) // one request for what is said together
+		case !c.sure():
 			settle()
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
@@ -427,7 +446,7 @@ func (s *Shipper) take() (batch []*item) {
 		}
 		add(it)
 	}
-	s.busy = batch != nil
+	s.sending = batch
 	return batch
 }
 
@@ -441,17 +460,15 @@ func (s *Shipper) lossRecord(src *Source, n uint64) *item {
 	return items[0]
 }
 
-// wrote notes where a batch ends on the connection, or that it failed: then
-// it is repeated like all else that is in flight.
-func (s *Shipper) wrote(batch []*item, end uint64, err error) {
+// wrote notes that a batch is on the connection, and where it ends there. few =
+// the log host has it, and little waits.
+func (s *Shipper) wrote(batch []*item, c link) (few bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.busy = false
+	s.sending = nil
+	end := c.written()
 	for _, it := range batch {
 		it.end = end
-		if err != nil {
-			continue
-		}
 		if it.old {
 			s.stats.Repeated++
 		} else {
@@ -459,15 +476,29 @@ func (s *Shipper) wrote(batch []*item, end uint64, err error) {
 		}
 		it.old = true
 	}
-	if err != nil {
-		s.busy = true // until they are back among what waits
+	if !c.sure() {
+		s.fl.add(batch)
+		return false
 	}
+	s.settled(batch)
+	s.spool.flying = size(s.repeat)
+	few = s.spool.bytes < s.batch/2
+	s.batch = min(s.batch+s.batch/8+1, s.most)
+	return few
 }
 
-// refuse counts a batch that the log host does not want, now or later.
+// refuse divides a batch that is too large. One that the log host does not want,
+// now or later, it counts.
 func (s *Shipper) refuse(batch []*item, why *batchRefused) {
 	s.mu.Lock()
-	s.busy = false
+	s.sending = nil
+	if why.tooLarge() && len(batch) > 1 {
+		s.batch = max(min(s.batch, octets(batch))/2, 1) // small before large: less than half may be needed
+		s.repeat = append(batch, s.repeat...)
+		s.spool.flying = size(s.repeat)
+		s.mu.Unlock()
+		return
+	}
 	lost := map[*Source]uint64{}
 	for _, it := range batch {
 		lost[it.src]++
@@ -475,6 +506,7 @@ func (s *Shipper) refuse(batch []*item, why *batchRefused) {
 	}
 	s.spool.lost += uint64(len(batch))
 	s.settled(batch)
+	s.spool.flying = size(s.repeat)
 	s.mu.Unlock()
 	for src, n := range lost {
 		if src == s.own {
@@ -486,6 +518,13 @@ func (s *Shipper) refuse(batch []*item, why *batchRefused) {
 		s.spool.push(it)
 		s.mu.Unlock()
 	}
+}
+
+func octets(items []*item) (n int) {
+	for _, it := range items {
+		n += len(it.msg)
+	}
+	return n
 }
 
 func size(items []*item) (n int) {

@@ -34,10 +34,11 @@ func TestUnacked(t *testing.T) {
 	if n, err := unacked(tcp); n != 0 || err != nil {
 		t.Errorf("before anything was written: %d, %v", n, err)
 	}
-	if err := c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+	much := make([]byte, 64<<20)
+	if err := c.SetWriteDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	written, err := c.Write(make([]byte, 64<<20))
+	written, err := c.Write(much)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("%d octets went to somebody who takes nothing: %v", written, err)
 	}
