@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -127,8 +128,16 @@ func TestTornSuperblock(t *testing.T) {
 				t.Fatal(err)
 			}
 			if tt.grown {
+				// A file, of which the copies of the superblock and of the groups know nothing.
+				if err := os.WriteFile(file+".kept", []byte("kept"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := runTool(t.Context(), time.Minute, "debugfs", "-w", "-R", "write "+file+".kept kept", file); err != nil {
+					t.Fatal(err)
+				}
 				copied := make([]byte, 1024)
 				_, err := f.ReadAt(copied, 128*mib)
+				copied[0x3a] |= 1                                                                                               // s_state, clean
 				copied[0x60] |= 4                                                                                               // s_feature_incompat, needs_recovery
 				binary.LittleEndian.PutUint32(copied[1020:], ^crc32.Checksum(copied[:1020], crc32.MakeTable(crc32.Castagnoli))) // s_checksum
 				if _, werr := f.WriteAt(copied, 128*mib); err != nil || werr != nil {
@@ -147,6 +156,11 @@ func TestTornSuperblock(t *testing.T) {
 			}
 			if err := runTool(t.Context(), time.Minute, "e2fsck", "-fn", file); (err == nil) != tt.ok {
 				t.Errorf("afterwards: %v", err)
+			}
+			if tt.grown {
+				if got, err := exec.CommandContext(t.Context(), "debugfs", "-R", "cat kept", file).Output(); err != nil || string(got) != "kept" {
+					t.Errorf("the file is %q: %v", got, err)
+				}
 			}
 		})
 	}

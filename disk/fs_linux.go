@@ -158,7 +158,8 @@ func fill(ctx context.Context, node string) error {
 // taken, and the journal run as from the first. A file system that grew while
 // it was mounted has copies that ask for the journal: e2fsck runs it, writes
 // the superblock, reads the copy again, and gives up since that still asks. The
-// superblock is whole by then, so the check begins once more with it.
+// superblock is whole by then, so the check begins once more with it: all of
+// it, for the groups' descriptors are the copy's, which are older.
 func (f filesystem) repair(ctx context.Context, node string, super superblock, log *slog.Logger) error {
 	if f.check == nil {
 		return nil
@@ -172,7 +173,7 @@ func (f filesystem) repair(ctx context.Context, node string, super superblock, l
 			return nil
 		}
 		err = errors.Join(err, cerr)
-		again := runTool(ctx, checkLimit, command...)
+		again := runTool(ctx, checkLimit, slices.Insert(command, len(f.check), "-f")...)
 		if exitStatus(again) < e2fsckBad {
 			return nil
 		}
@@ -207,7 +208,7 @@ func (s superblock) copied() []string {
 	if s.kind != "ext4" || s.size < (first+1)*s.block {
 		return nil
 	}
-	return []string{"-b", strconv.FormatInt(first, 10), "-B", strconv.FormatInt(s.block, 10)}
+	return []string{"-f", "-b", strconv.FormatInt(first, 10), "-B", strconv.FormatInt(s.block, 10)}
 }
 
 // createMetadata makes partition 1 of HPCR's layout: an empty ext4 that
