@@ -82,6 +82,8 @@ var hostTools = []hostTool{
 	{"ip", "iproute2", ""},
 	{"nft", "nftables", ""},
 	{"dnsmasq", "dnsmasq-base", ""},
+	{"gnutls-cli", "gnutls-bin", ""},
+	{"nmap", "nmap", ""},
 	{"chronyd", "chrony", ""},
 	{"curl", "curl", ""},
 	{"socat", "socat", ""},

@@ -213,6 +213,26 @@ func TestIngress(t *testing.T) {
 		})
 	}
 
+	// The same by another stack than curl's and socat's openssl.
+	gnutls := map[string]struct {
+		args []string
+		ok   bool
+	}{
+		"GnuTLS, a client of the authority": {[]string{"--x509certfile=" + p.file("client.crt"), "--x509keyfile=" + p.file("client.key"), "-p", "8443"}, true},
+		"GnuTLS, no client certificate":     {[]string{"-p", "8443"}, false},
+		"GnuTLS, a stranger":                {[]string{"--x509certfile=" + other.file("client.crt"), "--x509keyfile=" + other.file("client.key"), "-p", "8443"}, false},
+		"GnuTLS, the right name":            {[]string{"-p", "8444"}, true},
+		"GnuTLS, TLS 1.2":                   {[]string{"-p", "8444", "--priority=NORMAL:-VERS-TLS1.3"}, false},
+	}
+	for name, tt := range gnutls {
+		t.Run(name, func(t *testing.T) {
+			out, err := inNetwork(t, "isp", "GET / HTTP/1.0\r\n\r\n", "gnutls-cli", append([]string{"--x509cafile=" + p.file("ca.crt"), "--sni-hostname=shop.example", "--verify-hostname=shop.example", "192.0.2.10"}, tt.args...)...)
+			if reached := strings.Contains(out, "web "+project.Gateway().String()); reached != tt.ok {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+
 	t.Run("both ends say their last word", func(t *testing.T) {
 		big := strings.Repeat("0123456789abcdef", 200_000) // 3.2 MB each way
 		out, err := inNetwork(t, "isp", big, "socat", "-t10", "-", "OPENSSL:192.0.2.10:8446,commonname=shop.example,cafile="+p.file("ca.crt"))
@@ -265,7 +285,7 @@ func TestIngress(t *testing.T) {
 	}
 	blocked(t, "isp", "tcp", "192.0.2.10:8443")
 	stats := n.Endpoints()
-	if len(stats) != 4 || stats[0].Accepted != 1 || stats[0].Failed < 4 || stats[1].Open != 0 {
+	if len(stats) != 4 || stats[0].Accepted != 2 || stats[0].Failed < 4 || stats[1].Open != 0 {
 		t.Errorf("%+v", stats)
 	}
 }
@@ -309,8 +329,9 @@ func TestEgress(t *testing.T) {
 	serve("1", p, "db")
 	serve("2", p, "wrong")
 	serve("3", other, "db")
+	background(t, "isp", "gnutls-serv", "--port=4", "--http", "--require-client-cert", "--verify-client-cert", "--x509cafile="+p.file("ca.crt"), "--x509certfile="+p.file("db.crt"), "--x509keyfile="+p.file("db.key"))
 	id := p.identity("guest")
-	for i, name := range []string{"good", "misnamed", "foreign", "anonymous"} {
+	for i, name := range []string{"good", "misnamed", "foreign", "gnutls", "anonymous"} {
 		who := Certificate(func() (*tls.Certificate, error) { return &id, nil })
 		if name == "anonymous" {
 			who = nil
@@ -347,13 +368,16 @@ func TestEgress(t *testing.T) {
 	if err != nil || !strings.Contains(out, "CN=guest") && !strings.Contains(out, "CN = guest") || !strings.Contains(out, "TLSv1.3") {
 		t.Errorf("%v: %s", err, out)
 	}
-	for port, name := range map[string]string{"5001": "misnamed", "5002": "foreign", "5003": "anonymous"} {
+	if out, err = get("gnutls", "5003"); err != nil || !strings.Contains(out, "TLS1.3") {
+		t.Errorf("GnuTLS: %v: %s", err, out)
+	}
+	for port, name := range map[string]string{"5001": "misnamed", "5002": "foreign", "5004": "anonymous"} {
 		if out, err := get(name, port); err == nil {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
 	for _, e := range n.Endpoints() {
-		if want := map[string]int64{"good": 0}[e.Name]; e.Name == "good" && e.Failed != want || e.Name != "good" && e.Failed == 0 && e.Name != "anonymous" {
+		if good := e.Name == "good" || e.Name == "gnutls"; good && e.Failed != 0 || !good && e.Failed == 0 && e.Name != "anonymous" {
 			t.Errorf("%+v", e)
 		}
 	}
