@@ -46,9 +46,13 @@ func (l *LiveIdentity) NotAfter() time.Time {
 	return l.cert.Leaf.NotAfter
 }
 
+// clockSlack is by how much an authority's clock may be ahead of the guest's:
+// certificates often begin when they are made.
+const clockSlack = 5 * time.Minute
+
 // Replace takes a certificate in PEM with its chain, at most maxChainDepth of
-// them: of the same key, valid now, for no name less, and with an end that is
-// not earlier. Otherwise all stays as it is, and the error is one of this
+// them: of the same key, valid now or in clockSlack, for no name less, and with
+// an end that is not earlier. Otherwise all stays as it is, and the error is one of this
 // package's.
 func (l *LiveIdentity) Replace(certPEM []byte) error {
 	certs, err := ParseCertificates(certPEM)
@@ -66,7 +70,7 @@ func (l *LiveIdentity) Replace(certPEM []byte) error {
 	switch {
 	case !ok || !key.Equal(old.PublicKey):
 		return ErrKeyMismatch
-	case now.Before(leaf.NotBefore) || now.After(leaf.NotAfter):
+	case now.Add(clockSlack).Before(leaf.NotBefore) || now.After(leaf.NotAfter):
 		return ErrNotNow
 	case leaf.NotAfter.Before(old.NotAfter):
 		return ErrEndsBefore
