@@ -16,7 +16,7 @@ import (
 )
 
 // scenarios are the claims, in the order of the guest's life.
-var scenarios = slices.Concat(startScenarios, playScenarios, trustScenarios, releaseScenarios, contractScenarios, corpusScenarios, volumeScenarios, hungDiskScenarios, headerScenarios, debianScenarios, storeScenarios, imageDiskScenarios, peerScenarios, networkScenarios, tlsScenarios, logScenarios, killScenarios, pid1Scenarios, recordScenarios, policyScenarios, hardeningScenarios, runScenarios, secretScenarios)
+var scenarios = slices.Concat(startScenarios, composeScenarios, playScenarios, trustScenarios, releaseScenarios, contractScenarios, corpusScenarios, volumeScenarios, hungDiskScenarios, headerScenarios, debianScenarios, storeScenarios, imageDiskScenarios, peerScenarios, networkScenarios, tlsScenarios, logScenarios, killScenarios, pid1Scenarios, recordScenarios, policyScenarios, hardeningScenarios, runScenarios, secretScenarios)
 
 // chosen is what -run said. It picks scenarios by their sentences, beside test
 // functions by their names.

@@ -151,6 +151,7 @@ func devices(s *compose.Service) oci.SpecOpts {
 	return set(func(spec *oci.Spec) error {
 		// containerd's list of what every container may open has the console:
 		// in the guest it is the host's. A terminal of the container's is a pty.
+		// (Tunnels, 10:200, are on runc's own list, which nothing here changes.)
 		rules := spec.Linux.Resources.Devices
 		spec.Linux.Resources.Devices = slices.DeleteFunc(rules, func(d specs.LinuxDeviceCgroup) bool {
 			return d.Allow && d.Major != nil && *d.Major == 5 && d.Minor != nil && *d.Minor == 1
@@ -201,6 +202,9 @@ func tmpfs(s *compose.Service) oci.SpecOpts {
 				options = append(options, "ro")
 			}
 			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: m.Target, Type: "tmpfs", Source: "tmpfs", Options: options})
+		}
+		if s.IPC == "none" { // as Docker: no shared memory at all
+			spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
 		}
 		for i, m := range spec.Mounts {
 			if m.Destination == "/dev/shm" && s.ShmSize > 0 {

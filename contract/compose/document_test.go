@@ -8,71 +8,43 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"hpcr/contract/archive"
+	"hpcr/test/composed"
 )
 
-// observed are attributes whose effect a test of agent/workload sees in a real
-// container.
-var observed = map[string]string{
-	"secrets":                                    "TestMounts",
-	"secrets.*.environment":                      "TestMounts",
-	"services":                                   "TestPullAndStart",
-	"services.*.command":                         "TestPullAndStart",
-	"services.*.depends_on":                      "TestDependencies",
-	"services.*.depends_on.*.condition":          "TestDependencies",
-	"services.*.environment":                     "TestPullAndStart",
-	"services.*.extra_hosts":                     "TestMounts",
-	"services.*.group_add":                       "TestMounts",
-	"services.*.healthcheck":                     "TestDependencies",
-	"services.*.healthcheck.interval":            "TestDependencies",
-	"services.*.healthcheck.retries":             "TestFailedDependency",
-	"services.*.healthcheck.test":                "TestDependencies",
-	"services.*.hostname":                        "TestMounts",
-	"services.*.image":                           "TestPullAndStart",
-	"services.*.logging":                         "TestOutput",
-	"services.*.logging.driver":                  "TestOutput",
-	"services.*.network_mode":                    "TestNetworks",
-	"services.*.privileged":                      "TestContainerCannot",
-	"services.*.read_only":                       "TestMounts",
-	"services.*.restart":                         "TestRestartPolicies",
-	"services.*.secrets":                         "TestMounts",
-	"services.*.secrets.#.mode":                  "TestMounts",
-	"services.*.secrets.#.source":                "TestMounts",
-	"services.*.secrets.#.target":                "TestMounts",
-	"services.*.secrets.#.uid":                   "TestMounts",
-	"services.*.shm_size":                        "TestMounts",
-	"services.*.stdin_open":                      "TestOutput",
-	"services.*.stop_grace_period":               "TestStopInOrder",
-	"services.*.stop_signal":                     "TestStopInOrder",
-	"services.*.tmpfs":                           "TestMounts",
-	"services.*.tty":                             "TestOutput",
-	"services.*.user":                            "TestMounts",
-	"services.*.volumes":                         "TestMounts",
-	"services.*.volumes.#.bind":                  "TestMounts",
-	"services.*.volumes.#.bind.create_host_path": "TestStartRefusals",
-	"services.*.volumes.#.read_only":             "TestMounts",
-	"services.*.volumes.#.source":                "TestMounts",
-	"services.*.volumes.#.target":                "TestMounts",
-	"services.*.volumes.#.type":                  "TestMounts",
-	"volumes":                                    "TestMounts",
-	"volumes.*.driver_opts":                      "TestVolumeInAFolder",
-}
-
 // docs/compose.md has each attribute of the schema once. It says works only of
-// what a container was seen to see, by the test that observed names, and it says of what is refused what the guest says.
+// what a container was seen to see, by a line of test/composed or a test that is
+// named there, and it says of what is refused what the guest says.
 func TestComposeDocument(t *testing.T) {
-	files, err := filepath.Glob("../../agent/workload/*_test.go")
-	if err != nil {
-		t.Fatal(err)
+	seen := map[string]string{}
+	for _, o := range slices.Concat(composed.Observations, composed.AtTheEnd) {
+		for _, name := range o.Attributes {
+			seen[name] = o.Line
+		}
+	}
+	used := usedAttributes(t)
+	for name, line := range seen {
+		if !used[name] {
+			t.Errorf("%s stands behind %q, but the project of test/composed does not use it", name, line)
+		}
 	}
 	tests := ""
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	for _, pattern := range []string{"../../agent/workload/*_test.go", "../../test/*_test.go"} {
+		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
-		tests += string(text)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tests += string(text)
+		}
 	}
-	for name, test := range observed {
+	for name, test := range composed.Elsewhere {
+		seen[name] = test
 		if !strings.Contains(tests, "\nfunc "+test+"(") {
 			t.Errorf("there is no test %s to observe %s", test, name)
 		}
@@ -92,13 +64,13 @@ func TestComposeDocument(t *testing.T) {
 			t.Errorf("%s stands in the table twice", name)
 		}
 		rows[name] = true
-		switch _, seen := observed[name]; {
+		switch _, observed := seen[name]; {
 		case (refused[name] != "") != (status == "refused"):
 			t.Errorf("%s: the table says %s, the code does not", name, status)
 		case status == "refused" && what != refused[name]:
 			t.Errorf("%s: the table says %q, the guest %q", name, what, refused[name])
-		case seen != (status == "works"):
-			t.Errorf("%s: the table says %s, and observed is %v", name, status, seen)
+		case observed != (status == "works"):
+			t.Errorf("%s: the table says %s, and observed is %v", name, status, observed)
 		case !slices.Contains([]string{"works", "taken", "no effect", "refused"}, status):
 			t.Errorf("%s: %q is none of the four words", name, status)
 		}
@@ -106,4 +78,63 @@ func TestComposeDocument(t *testing.T) {
 	if diff := cmp.Diff(schemaAttributes(t), rows); diff != "" {
 		t.Errorf("(-schema +table) %s", diff)
 	}
+}
+
+// usedAttributes are those in the project of test/composed, as it is written
+// and as the loader writes it out.
+func usedAttributes(t *testing.T) map[string]bool {
+	t.Helper()
+	files, err := composed.Files("a@"+digest, "amd64", "/mnt/data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	var walk func(pattern string, v any)
+	walk = func(pattern string, v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for key, e := range v {
+				name := join(pattern, key)
+				if pattern != "" && !fixed[pattern] {
+					name = pattern + ".*"
+				}
+				used[name] = true
+				walk(name, e)
+			}
+		case []any:
+			for _, e := range v {
+				walk(pattern+".#", e)
+			}
+		}
+	}
+	var list []archive.File
+	for name, text := range files {
+		list = append(list, archive.File{Name: name, Data: []byte(text)})
+		if strings.HasSuffix(name, ".yaml") {
+			doc, err := parse([]byte(text), Root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := doc.model()
+			if err != nil {
+				t.Fatal(err)
+			}
+			walk("", m)
+		}
+	}
+	if _, err := Load(list, composed.Env(), Options{Privileged: true}); err != nil {
+		t.Fatal(err)
+	}
+	l := &load{name: "docker-compose.yaml", files: list, env: composed.Env(), unset: map[string]bool{}, order: map[string][]string{}, idle: map[string]bool{}}
+	if l.doc, err = l.open(l.name, Root); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := l.rawModel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	walk("", raw)
+	// An include may be a file's name alone.
+	used["include.#.path"] = used["include"]
+	return used
 }

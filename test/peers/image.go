@@ -42,7 +42,10 @@ func WebImage(arch string, busybox []byte) (*Image, error) {
 		{name: "bin/sh", link: "busybox"},
 		{name: "entry.sh", mode: 0o755, data: webScript},
 		{name: "etc/", mode: 0o755},
-		{name: "etc/passwd", mode: 0o644, data: []byte("root:x:0:0:root:/:/bin/sh\n")},
+		{name: "etc/passwd", mode: 0o644, data: []byte("root:x:0:0:root:/:/bin/sh\napp:x:1234:1234::/:/bin/sh\n")},
+		{name: "etc/group", mode: 0o644, data: []byte("root:x:0:\napp:x:1234:\nextra:x:77:\n")},
+		{name: "srv/", mode: 0o755},
+		{name: "srv/shipped", mode: 0o644, data: []byte("from the image\n")},
 		{name: "tmp/", mode: 0o1777},
 	})
 }
