@@ -198,7 +198,7 @@ func tooLarge(t *testing.T, lab *scenario.Lab) {
 		t.Errorf("message %q", r.Message)
 	}
 	scratch := filepath.Join(lab.Dir, "scratch.img")
-	lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), Args: args, Disks: []string{"scratch=" + scratch + ":2G"}}).Ready(t)
+	lab.Boot(t, scenario.Boot{UserData: lab.Encrypt(t, c), Args: args, Limit: 10 * time.Minute, Disks: []string{"scratch=" + scratch + ":2G"}}).Ready(t)
 }
 
 // lacks: nobody who has the disk reads any of these in it.
