@@ -34,6 +34,14 @@ var logScenarios = []scenario.Scenario{{
 	Cost:  55 * time.Second,
 	Run:   outage,
 }, {
+	Name:     "a log host that is away for 20 seconds costs nothing on s390x",
+	Attacker: "as on amd64",
+	Claim:    "As on amd64.",
+	Tier:     scenario.Full,
+	Archs:    []string{scenario.S390X},
+	Cost:     110 * time.Second,
+	Run:      outage,
+}, {
 	Name:     "with a scratch disk a flood while the log host is away costs nobody a line",
 	Attacker: "a container that writes twice what memory holds for the log while the collector is down, and a host that reads the disk",
 	Claim:    "Counted at rsyslog, from numbers that the containers wrote: every line of both containers arrives, and none is counted as lost. The disk shows none of them.",
@@ -73,7 +81,7 @@ var logScenarios = []scenario.Scenario{{
 	Attacker: "a container that writes without end, beside the guest's start and on one processor",
 	Claim:    "The guest is ready within twice the time that it takes without, health answers within a second each time, and the other container's lines all arrive.",
 	Tier:     scenario.Full,
-	Archs:    []string{scenario.AMD64},
+	Archs:    scenario.Both,
 	Cost:     80 * time.Second,
 	Run:      floodedBoot,
 }}
