@@ -17,7 +17,7 @@ import (
 
 // How the clock is kept.
 const (
-	syncLimit  = 6 * time.Second // for the answers; the phase has 10
+	syncLimit  = 6 * time.Second // for the answers by NTP
 	syncEvery  = 5 * time.Minute
 	syncAgain  = 30 * time.Second // when nobody answered
 	proveLimit = 40 * time.Second // for answers by NTS: handshakes, and tries again; the phase has a minute
